@@ -1,0 +1,207 @@
+"""Points of the extended latent space W+ & P: `Code(w, p)` with `Padding(const, rings)`.
+
+Codes form a vector space, so that an edit is a difference and a blend is a sum: `0.5 * (a + b)`, `b - a`, `a[:4]`.
+"""
+
+import json
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from padinv.ops import pad_ring, take_ring
+
+
+def ring_resolution(i: int) -> int:
+    """Resolution of the i-th padded layer: 4, 8, 16, …"""
+    return 4 * 2**i
+
+
+class _Linear:
+    """Arithmetic of everything that is a tuple of tensors with the same batch; subclasses give `map` and `zip`."""
+
+    def map(self, f: Callable[[Tensor], Tensor]):
+        raise NotImplementedError
+
+    def zip(self, other, f: Callable[[Tensor, Tensor], Tensor]):
+        raise NotImplementedError
+
+    def __add__(self, other):
+        return self.zip(other, torch.add) if isinstance(other, type(self)) else NotImplemented
+
+    def __sub__(self, other):
+        return self.zip(other, torch.sub) if isinstance(other, type(self)) else NotImplemented
+
+    def __mul__(self, factor):
+        return self.map(lambda t: t * factor) if isinstance(factor, numbers.Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor):
+        return self.map(lambda t: t / divisor) if isinstance(divisor, numbers.Real) else NotImplemented
+
+    def __neg__(self):
+        return self.map(torch.neg)
+
+    def __getitem__(self, index):
+        index = slice(index, index + 1 or None) if isinstance(index, int) else index  # the batch dimension stays
+        return self.map(lambda t: t[index])
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def to(self, *args, **kwargs):
+        return self.map(lambda t: t.to(*args, **kwargs))
+
+    def detach(self):
+        return self.map(Tensor.detach)
+
+    def clone(self):
+        return self.map(Tensor.clone)
+
+
+@dataclass(frozen=True, eq=False)
+class Padding(_Linear):
+    """A point of the padding space P (paper, section 3): the coefficients that replace a generator's padding.
+
+    Attributes:
+        const: [N, C, 4, 4], in place of the generator's constant input (the padding of an empty tensor), or None to
+            keep the generator's own.
+        rings: for r = 4, 8, 16, … the coefficients [N, nf(r), 4(r + 1)] around the input of the second 3×3
+            convolution of that resolution, in the order of `padinv.ops.pad_ring`.
+    """
+
+    const: Tensor | None
+    rings: tuple[Tensor, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "rings", tuple(self.rings))
+        if self.const is None and not self.rings:
+            raise ValueError("Padding: neither const nor rings given; use p=None for a code without padding")
+        for i, ring in enumerate(self.rings):
+            positions = 4 * (ring_resolution(i) + 1)
+            if ring.ndim != 3 or ring.shape[2] != positions:
+                raise ValueError(f"rings[{i}]: expected [N, C, {positions}] for resolution {ring_resolution(i)}, "
+                                 f"got {list(ring.shape)}")  # fmt: skip
+        if self.const is not None and (self.const.ndim != 4 or self.const.shape[2:] != (4, 4)):
+            raise ValueError(f"const: expected [N, C, 4, 4], got {list(self.const.shape)}")
+        if len({len(t) for t in self.tensors}) > 1:
+            raise ValueError(f"Padding: batch sizes differ: {[len(t) for t in self.tensors]}")
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (() if self.const is None else (self.const,)) + self.rings
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def map(self, f):
+        return Padding(None if self.const is None else f(self.const), tuple(f(ring) for ring in self.rings))
+
+    def zip(self, other, f):
+        if (self.const is None) != (other.const is None) or len(self.rings) != len(other.rings):
+            raise ValueError(f"p: paddings of different layout: {len(self.rings)} rings, const "
+                             f"{self.const is not None} against {len(other.rings)} rings, const "
+                             f"{other.const is not None}; both codes must come from encoders of one layout")  # fmt: skip
+        const = None if self.const is None else f(self.const, other.const)
+        return Padding(const, tuple(f(a, b) for a, b in zip(self.rings, other.rings, strict=True)))
+
+    @classmethod
+    def from_maps(cls, maps: dict[int, Tensor]) -> "Padding":
+        """From the full maps of the authors' release: key 0 holds the constant, 2i + 1 the map of the i-th ring.
+
+        Every map is [N, C, s, s] with s = 2^(L+1) + 2; only the centre 4×4 of the constant's and the ring of the
+        centre (r + 2)² of a layer's map are read.
+        """
+
+        def centre(x: Tensor, size: int) -> Tensor:
+            offset = (x.shape[-1] - size) // 2
+            return x[..., offset : offset + size, offset : offset + size]  # [N, C, size, size]
+
+        keys = sorted(key for key in maps if key)
+        if keys != [2 * i + 1 for i in range(len(keys))]:
+            raise ValueError(f"maps: expected the keys 0, 1, 3, 5, …, got {sorted(maps)}")
+        rings = tuple(take_ring(centre(maps[key], ring_resolution(i) + 2)) for i, key in enumerate(keys))
+        return cls(centre(maps[0], 4) if 0 in maps else None, rings)
+
+    def to_maps(self) -> dict[int, Tensor]:
+        """The authors' full maps, zero wherever no generator reads: the inverse of `from_maps`."""
+        size = ring_resolution(max(len(self.rings) - 1, 0)) + 2
+
+        def embed(x: Tensor) -> Tensor:
+            margin = (size - x.shape[-1]) // 2
+            return F.pad(x, (margin,) * 4)  # [N, C, size, size]
+
+        maps = {} if self.const is None else {0: embed(self.const)}
+        for i, ring in enumerate(self.rings):
+            r = ring_resolution(i)
+            maps[2 * i + 1] = embed(pad_ring(ring.new_zeros(*ring.shape[:2], r, r), ring))
+        return maps
+
+
+@dataclass(frozen=True, eq=False)
+class Code(_Linear):
+    """A batch of points of W+ & P.
+
+    Attributes:
+        w: [N, num_ws, w_dim].
+        p: the padding, or None where the generator's own is kept (a code of pSp).
+    """
+
+    w: Tensor
+    p: Padding | None = None
+
+    def __post_init__(self):
+        if self.w.ndim != 3:
+            raise ValueError(f"w: expected [N, num_ws, w_dim], got {list(self.w.shape)}")
+        if self.p is not None and len(self.p) != len(self.w):
+            raise ValueError(f"p: expected a batch of {len(self.w)} as in w, got {len(self.p)}")
+
+    def __len__(self) -> int:
+        return len(self.w)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.w,) + (() if self.p is None else self.p.tensors)
+
+    def map(self, f):
+        return Code(f(self.w), None if self.p is None else self.p.map(f))
+
+    def zip(self, other, f):
+        if (self.p is None) != (other.p is None):
+            raise ValueError("p: one code has padding and the other has none; use Code(code.w) to drop it")
+        if self.w.shape[1:] != other.w.shape[1:]:
+            raise ValueError(f"w: codes of different generators: {list(self.w.shape)} and {list(other.w.shape)}")
+        return Code(f(self.w, other.w), None if self.p is None else self.p.zip(other.p, f))
+
+    @classmethod
+    def cat(cls, codes: Sequence["Code"]) -> "Code":
+        """Join codes of one layout along the batch."""
+        p = None
+        if codes[0].p is not None:
+            const = None if codes[0].p.const is None else torch.cat([c.p.const for c in codes])
+            p = Padding(const, tuple(map(torch.cat, zip(*(c.p.rings for c in codes), strict=True))))
+        return cls(torch.cat([c.w for c in codes]), p)
+
+    def save(self, path, **metadata) -> None:
+        """Write the code to a safetensors file, at once or not at all; metadata values must be JSON."""
+        from padinv.checkpoints import save_tensors
+
+        tensors = {"w": self.w}
+        if self.p is not None:
+            tensors |= {f"ring{i}": ring for i, ring in enumerate(self.p.rings)}
+            tensors |= {} if self.p.const is None else {"const": self.p.const}
+        save_tensors(path, tensors, {"kind": "code", **{key: json.dumps(value) for key, value in metadata.items()}})
+
+    @classmethod
+    def load(cls, path, device="cpu") -> "Code":
+        """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
+        from padinv.checkpoints import load_tensors
+
+        tensors, _ = load_tensors(path, kind="code", device=device)
+        rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))
+        p = Padding(tensors.get("const"), rings) if rings or "const" in tensors else None
+        return cls(tensors["w"], p)

@@ -1,0 +1,87 @@
+"""StyleGAN2 discriminator (Karras et al. 2020: residual, with minibatch standard deviation)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padinv.generator import EqualLinear, GeneratorConfig
+from padinv.ops import bias_act, fir_filter, upfirdn2d
+
+
+class EqualConv(nn.Module):
+    """k×k convolution with equalised learning rate; with down, low-pass filtered and with stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, k: int, down: bool = False, act: str = "lrelu"):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, k, k))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if act == "lrelu" else None
+        self.k, self.down, self.act = k, down, act
+        self.register_buffer("fir", fir_filter(), persistent=False)
+
+    def forward(self, x: Tensor, gain: float | None = None) -> Tensor:
+        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
+        if self.down and self.k == 1:  # filter and drop samples first: a quarter of the multiply-adds
+            x = F.conv2d(upfirdn2d(x, self.fir, down=2, pad=(1, 1, 1, 1)), weight)  # [N, C_out, r/2, r/2]
+        elif self.down:
+            x = F.conv2d(upfirdn2d(x, self.fir, pad=(2, 2, 2, 2)), weight, stride=2)  # [N, C_out, r/2, r/2]
+        else:
+            x = F.conv2d(x, weight, padding=self.k // 2)  # [N, C_out, r, r]
+        return bias_act(x, self.bias, act=self.act, gain=gain)
+
+
+class ResidualBlock(nn.Module):
+    """Halve the resolution: two 3×3 convolutions beside a 1×1 shortcut, summed with unit variance."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv0 = EqualConv(in_channels, in_channels, 3)
+        self.conv1 = EqualConv(in_channels, out_channels, 3, down=True)
+        self.skip = EqualConv(in_channels, out_channels, 1, down=True, act="linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(self.conv0(x), gain=1.0)  # √2 of the activation · √½ of the sum
+        return y + self.skip(x, gain=math.sqrt(0.5))  # [N, C_out, r/2, r/2]
+
+
+def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+    """Append a channel with the standard deviation over groups of images, which exposes a lack of variety.
+
+    x: [N, C, H, W] -> [N, C + 1, H, W]; groups of `group` images, or of the largest divisor of N below it.
+    """
+    n, c, h, w = x.shape
+    group = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
+    y = x.float().reshape(group, -1, c, h, w)  # [G, N/G, C, H, W]
+    std = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [N/G]
+    std = std.to(x.dtype).repeat(group).reshape(n, 1, 1, 1).expand(-1, -1, h, w)  # [N, 1, H, W]
+    return torch.cat((x, std), dim=1)  # [N, C + 1, H, W]
+
+
+class Discriminator(nn.Module):
+    """Image -> realness logit. Channels and resolution are those of the generator's config.
+
+    Blocks are named by the resolution they start from, so that a discriminator of a lower resolution is the tail of
+    one of a higher resolution (`from_rgb` aside).
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        nf = config.channels
+        self.resolution = config.resolution
+        self.from_rgb = nn.ModuleDict({f"r{config.resolution}": EqualConv(3, nf(config.resolution), 1)})
+        self.blocks = nn.ModuleDict({f"r{r}": ResidualBlock(nf(r), nf(r // 2)) for r in config.resolutions[:0:-1]})
+        self.conv = EqualConv(nf(4) + 1, nf(4), 3)
+        self.dense = EqualLinear(nf(4) * 16, nf(4), act="lrelu")
+        self.out = EqualLinear(nf(4), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, 3, R, R] in [−1, 1] -> logits [N]. Raises ValueError on another resolution."""
+        if x.shape[1:] != (3, self.resolution, self.resolution):
+            raise ValueError(f"x: expected [N, 3, {self.resolution}, {self.resolution}], got {list(x.shape)}")
+        x = self.from_rgb[f"r{self.resolution}"](x)  # [N, nf(R), R, R]
+        for block in self.blocks.values():
+            x = block(x)
+        x = self.conv(minibatch_std(x))  # [N, nf(4), 4, 4]
+        with torch.autocast(x.device.type, enabled=False):
+            return self.out(self.dense(x.float().flatten(1))).squeeze(1)  # [N]

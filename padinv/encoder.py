@@ -1,0 +1,288 @@
+"""PadInv's encoder: image -> Code(w, p) in one pass (paper, section 3.2). Without its P branch it is pSp's.
+
+IResNet-SE backbone -> feature pyramid over the last three stages -> one head per w, and the padding branch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padinv.codes import Code, Padding, ring_resolution
+from padinv.generator import Generator
+from padinv.ops import take_ring
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The defaults suit 64² images on a CPU; `Encoder.for_generator` fills in what belongs to the generator.
+
+    The released faces model: input_resolution 256, widths (64, 128, 256, 512), depths (3, 4, 14, 3), se_reduction 16,
+    pyramid_channels, head_channels and padding_channels 512, padding_depth 2, padding_level 1, padding "outright",
+    layout "centre".
+    """
+
+    num_ws: int = 10  # codes per image: the generator's
+    w_dim: int = 512  # numbers per code: the generator's
+    channels: tuple[int, ...] = (512, 512, 512, 512, 512)  # nf(4), nf(8), nf(16), …: the generator's
+    input_resolution: int = 64  # images of other sizes are resized to it
+    widths: tuple[int, ...] = (32, 64, 128, 192)  # channels of each backbone stage
+    depths: tuple[int, ...] = (1, 3, 3, 2)  # blocks of each stage
+    strides: tuple[int, ...] = (2, 2, 2, 2)  # of the first block of each stage
+    se_reduction: int = 8  # channels ÷ hidden channels of squeeze-and-excitation
+    pyramid_channels: int = 128  # of each pyramid level
+    head_channels: int | None = 64  # of each W+ head; None for w_dim
+    padded_resolutions: int = 4  # L: padded layers, at 4², 8², …; 0 to keep zeros
+    replace_const: bool = True  # predict the constant input too; with L = 0 and False this is pSp
+    padding: str = "offset"  # P as an "offset" from the generator's own padding, or "outright" as released
+    layout: str = "aligned"  # "aligned": every ring lies on the image's border; "centre": one map, cropped, as released
+    padding_level: int = 0  # pyramid level that feeds the P branch: 0 the finest, 2 the coarsest
+    padding_channels: int = 64  # of the P branch
+    padding_depth: int = 2  # blocks of the P branch
+
+    def __post_init__(self):
+        for name in ("channels", "widths", "depths", "strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and YAML give lists
+        if not 3 <= len(self.widths) == len(self.depths) == len(self.strides):
+            raise ValueError("widths, depths, strides: expected one number for each of at least 3 stages, got "
+                             f"{self.widths}, {self.depths}, {self.strides}")  # fmt: skip
+        if not 0 <= self.padded_resolutions <= len(self.channels):
+            raise ValueError(f"padded_resolutions: expected 0 to {len(self.channels)}, the generator's resolutions, "
+                             f"got {self.padded_resolutions}")  # fmt: skip
+        for name, known in {"padding": ("offset", "outright"), "layout": ("aligned", "centre"),
+                            "padding_level": (0, 1, 2)}.items():  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+        if self.padding == "outright" and self.replace_const and self.padding_channels != self.channels[0]:
+            raise ValueError(f"padding_channels: outright padding takes the constant from the P branch as it is: "
+                             f"expected {self.channels[0]}, the constant's, got {self.padding_channels}")  # fmt: skip
+        if self.level_sizes[-1] < 2:
+            raise ValueError(f"strides: {self.strides} leave nothing of {self.input_resolution}² images: the last "
+                             "stage must keep at least 2²")  # fmt: skip
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Side of each pyramid level, finest first."""
+        sizes = [self.input_resolution]
+        for stride in self.strides:
+            sizes.append(-(-sizes[-1] // stride))
+        return sizes[-3:]
+
+    @property
+    def level_heads(self) -> list[int]:
+        """W+ heads of each pyramid level, finest first: as pSp, the first 3 w from the coarsest, 4 from the middle,
+        the rest from the finest."""
+        coarse = min(self.num_ws, 3)
+        middle = min(self.num_ws - coarse, 4)
+        return [self.num_ws - coarse - middle, middle, coarse]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Layers
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale the channels by a gate computed from their means (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.squeeze = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.excite = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.squeeze(x.mean(dim=(2, 3), keepdim=True))  # [N, hidden, 1, 1]
+        return x * self.excite(F.relu(gate)).sigmoid()
+
+
+class ResidualBlock(nn.Module):
+    """IResNet block of ArcFace (Deng et al. 2019): BN, 3×3, PReLU, 3×3 with the stride, BN, SE, beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, se_reduction: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.PReLU(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            SqueezeExcitation(out_channels, se_reduction),
+        )
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x[:, :, :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(x)
+        return self.residual(x) + shortcut  # [N, C_out, H/stride, W/stride]
+
+
+class Heads(nn.Module):
+    """The W+ heads of one pyramid level: each a chain of stride-2 convolutions down to 1×1, then a dense layer.
+
+    The heads run side by side: their first convolutions share the input and form one, later ones are one grouped
+    convolution, the equalised dense layers one batched product.
+    """
+
+    def __init__(self, heads: int, size: int, in_channels: int, channels: int, w_dim: int):
+        super().__init__()
+        width = heads * channels
+        self.convs = nn.ModuleList([nn.Conv2d(in_channels, width, 3, stride=2, padding=1)])
+        for _ in range(math.ceil(math.log2(size)) - 1):
+            self.convs.append(nn.Conv2d(width, width, 3, stride=2, padding=1, groups=heads))
+        self.weight = nn.Parameter(torch.randn(heads, w_dim, channels))
+        self.bias = nn.Parameter(torch.zeros(heads, w_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, s, s] -> [N, heads, w_dim]."""
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.01)  # [N, heads · C_head, s/2, s/2]
+        heads, _, channels = self.weight.shape
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float().reshape(-1, heads, channels)  # [N, heads, C_head]
+            return torch.einsum("nhc,hwc->nhw", x, self.weight / math.sqrt(channels)) + self.bias  # [N, heads, w_dim]
+
+
+class PaddingBranch(nn.Module):
+    """A pyramid level -> the point of P (paper, section 3.2).
+
+    The 1×1 head of a layer is evaluated on its ring only, the only pixels a generator reads. Predicting an offset,
+    the heads start at zero: training starts exactly from the generator's own padding.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        c, in_channels = config.padding_channels, config.pyramid_channels
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(c if i else in_channels, c, 1, config.se_reduction) for i in range(config.padding_depth))
+        )
+        self.rings = nn.ModuleList(nn.Conv1d(c, nf, 1) for nf in config.channels[: config.padded_resolutions])
+        offset = config.padding == "offset"
+        self.const = nn.Conv2d(c, config.channels[0], 1) if offset and config.replace_const else None
+        for head in [*self.rings, self.const] if offset else []:
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+        self.replace_const, self.aligned = config.replace_const, config.layout == "aligned"
+
+    def forward(self, x: Tensor, const: Tensor) -> Padding:
+        """x: [N, C, s, s], const: [1, nf(4), 4, 4] of the generator."""
+        x = self.blocks(x)  # [N, C_p, s, s]
+        whole = x if self.aligned else resize_map(x, 2 ** (len(self.rings) + 1) + 2)  # [N, C_p, 2^(L+1)+2, …]
+
+        def window(size: int) -> Tensor:
+            if self.aligned:
+                return resize_map(x, size)  # [N, C_p, size, size]
+            margin = (whole.shape[-1] - size) // 2
+            return whole[..., margin : margin + size, margin : margin + size]  # [N, C_p, size, size]
+
+        rings = [head(take_ring(window(ring_resolution(i) + 2))).float() for i, head in enumerate(self.rings)]
+        if not self.replace_const:
+            return Padding(None, rings)
+        return Padding(window(4).float() if self.const is None else const + self.const(window(4)).float(), rings)
+
+
+def resize_map(x: Tensor, size: int) -> Tensor:
+    """Bicubic with the corner pixels on the corners: [N, C, s, s] -> [N, C, size, size]."""
+    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class Encoder(nn.Module):
+    """Image -> Code(w, p).
+
+    Attributes:
+        config: the architecture.
+        w_avg: [w_dim] of the generator; w is predicted as an offset from it.
+        const: [1, nf(4), 4, 4] of the generator; with padding "offset" the constant is an offset from it.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        c, fed = config.pyramid_channels, config.widths[-3:]
+        widths = (config.widths[0], *config.widths)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    ResidualBlock(widths[i + (j > 0)], widths[i + 1], stride if j == 0 else 1, config.se_reduction)
+                    for j in range(depth)
+                )
+            )
+            for i, (depth, stride) in enumerate(zip(config.depths, config.strides, strict=True))
+        )
+        # As in pSp, the coarsest level is the last stage itself where its channels fit.
+        self.laterals = nn.ModuleList(
+            nn.Identity() if i == 2 and width == c else nn.Conv2d(width, c, 1) for i, width in enumerate(fed)
+        )
+        self.heads = nn.ModuleList(
+            Heads(heads, size, c, config.head_channels or config.w_dim, config.w_dim) if heads else None
+            for heads, size in zip(config.level_heads, config.level_sizes, strict=True)
+        )
+        predicts_p = config.padded_resolutions > 0 or config.replace_const
+        self.padding = PaddingBranch(config) if predicts_p else None
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+        self.register_buffer("const", torch.zeros(1, config.channels[0], 4, 4))
+
+    @classmethod
+    def for_generator(cls, G: Generator, **overrides) -> "Encoder":
+        """A new encoder into the latent space of G; overrides are fields of `EncoderConfig`.
+
+        Unless overridden, L is 4 or all the resolutions that G has.
+        """
+        channels = tuple(map(G.config.channels, G.config.resolutions))
+        known = {"num_ws": G.num_ws, "w_dim": G.config.w_dim, "channels": channels}
+        encoder = cls(EncoderConfig(**known | {"padded_resolutions": min(4, len(channels))} | overrides))
+        encoder.w_avg.copy_(G.w_avg)
+        encoder.const.copy_(G.const.detach())
+        return encoder.to(G.const.device)
+
+    def forward(self, x: Tensor) -> Code:
+        """Invert images (paper, section 3.2).
+
+        Args:
+            x: [N, 3, S, S] in [−1, 1]. S other than config.input_resolution is area-averaged down to it, or bilinearly
+                interpolated up.
+
+        Returns:
+            Code in float32: w [N, num_ws, w_dim], and p, or None for pSp.
+
+        Raises:
+            ValueError: x is not a batch of square float images of 3 channels.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or not x.is_floating_point():
+            raise ValueError("x: expected square float images [N, 3, S, S] in [−1, 1], got "
+                             f"{x.dtype} {list(x.shape)}")  # fmt: skip
+        size = (self.config.input_resolution,) * 2
+        if x.shape[-1] > size[0]:
+            x = F.interpolate(x, size=size, mode="area")  # [N, 3, S, S]
+        elif x.shape[-1] < size[0]:
+            x = F.interpolate(x, size=size, mode="bilinear")  # [N, 3, S, S]
+
+        x = self.stem(x)  # [N, widths[0], S, S]
+        features = []
+        for stage in self.stages:
+            x = stage(x)  # [N, widths[i], S/stride, S/stride]
+            features.append(x)
+
+        levels = [self.laterals[2](features[-1])]  # coarsest first: [N, C, s, s]
+        for lateral, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
+            y = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
+            levels.append(lateral(feature) + y)  # [N, C, 2s, 2s]
+
+        heads = zip(self.heads[::-1], levels, strict=True)
+        w = self.w_avg + torch.cat([head(level) for head, level in heads if head is not None], dim=1)
+        if self.padding is None:
+            return Code(w)
+        return Code(w, self.padding(levels[2 - self.config.padding_level], self.const))

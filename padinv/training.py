@@ -1,0 +1,571 @@
+"""Training of the generator and of the encoders: one process or many, a CPU or GPUs, resumable to the bit.
+
+    python -m padinv.training generator --data data/avatars-64/train.zip --out generator.safetensors --run runs/g
+    accelerate launch -m padinv.training encoder --method padinv …
+
+Every random number of step k follows from (seed, k, process), so a resumed run repeats what an unbroken one does.
+"""
+
+import argparse
+import copy
+import dataclasses
+import io
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Adam
+from tqdm import tqdm
+
+from padinv.checkpoints import atomic_write, file_hash, load_generator, save_encoder, save_generator
+from padinv.codes import Code
+from padinv.data import ImageDataset, to_float
+from padinv.discriminator import Discriminator
+from padinv.encoder import Encoder
+from padinv.generator import Generator, GeneratorConfig
+from padinv.viz import save_grid
+
+
+@dataclass(frozen=True)
+class Run:
+    """What both trainings share."""
+
+    seed: int = 0
+    images: int = 100_000  # training images to show, in all
+    batch: int = 16  # over all processes
+    lr: float = 2.5e-3
+    precision: str = "no"  # of accelerate: "no" (float32), "bf16", "fp16"
+    mirror: bool = False  # flip images left to right at random
+    log_every: int = 20  # steps between points of the curves
+    save_every: int = 600  # seconds between saved states
+    grid_every: int = 10_000  # images between sample grids
+
+
+@dataclass(frozen=True)
+class GeneratorTraining(Run):
+    """Non-saturating loss, lazy R1, style mixing, EMA (StyleGAN2, Karras et al. 2020, appendix B)."""
+
+    z_dim: int = 256
+    w_dim: int = 256
+    mapping_layers: int = 4
+    channel_base: int = 2048
+    channel_max: int = 128
+    resolution: int = 64
+    grow: tuple = ()  # ((resolution, images), …): first train at lower resolutions up to these image counts
+    r1_gamma: float = 0.3  # weight of the R1 penalty, scaled by (r / resolution)² at lower resolutions
+    r1_every: int = 16  # steps
+    path_length: float = 0.0  # weight of path-length regularisation (2 in StyleGAN2); 0 leaves it out
+    path_length_every: int = 4  # steps
+    style_mixing: float = 0.9  # probability of two z for one image
+    ema_images: float = 10_000  # half-life of the averaged generator
+    beta1: float = 0.0
+    beta2: float = 0.99
+
+
+@dataclass(frozen=True)
+class EncoderTraining(Run):
+    """The losses of METHOD section 5, each switched off by 0, and what the encoder predicts."""
+
+    lr: float = 1e-4
+    lr_final: float = 1.0  # factor on lr at the end of a cosine; 1 keeps lr fixed, as the paper does
+    mse: float = 1.0
+    lpips: float = 0.8
+    w_norm: float = 0.003  # 2-norm of w − w_avg over layers and channels
+    adversarial: float = 0.0
+    adversarial_lr: float = 1e-4
+    r1_gamma: float = 10.0
+    r1_every: int = 16  # steps
+    lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
+    encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shared parts
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """A seed of its own for each step and process (a 64-bit mix, so that neighbours share nothing)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + process * 0x94D049BB133111EB + 1) % 2**64
+    x = (x ^ (x >> 31)) * 0xD6E8FEB86659FD93 % 2**64
+    return (x ^ (x >> 32)) % 2**63
+
+
+class Batches:
+    """Batch k of an endless, shuffled sequence of images held in memory as bytes: each epoch is one permutation."""
+
+    def __init__(self, images: Tensor, batch: int, seed: int, accelerator: Accelerator, mirror: bool):
+        if batch % accelerator.num_processes:
+            raise ValueError(f"batch: expected a multiple of the {accelerator.num_processes} processes, got {batch}")
+        if not len(images):
+            raise ValueError("data: no images")
+        self.images, self.batch, self.seed, self.accelerator, self.mirror = images, batch, seed, accelerator, mirror
+        self.epoch, self.order = -1, torch.empty(0)
+
+    def index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self.epoch:
+            rng = torch.Generator().manual_seed(step_seed(self.seed, epoch, -1))
+            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=rng)
+        return int(self.order[offset])
+
+    def __getitem__(self, step: int) -> Tensor:
+        """This process's share of batch `step`: [N, 3, R, R] in [−1, 1]."""
+        local = self.batch // self.accelerator.num_processes
+        first = step * self.batch + self.accelerator.process_index * local
+        indices = [self.index(position) for position in range(first, first + local)]
+        x = to_float(self.images[indices].to(self.accelerator.device, non_blocking=True))
+        if self.mirror:
+            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+            x = torch.where(flip, x.flip(-1), x)
+        return x
+
+
+def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
+    """The gradient of the global batch in every process, in one message. Explicit rather than through a wrapped
+    module, since the losses here call methods other than `forward`."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if accelerator.num_processes == 1 or not gradients:
+        return
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+def r1_penalty(D: Discriminator, x: Tensor) -> Tensor:
+    """Mean squared norm of the logit's gradient at real images (Mescheder et al. 2018), in float32."""
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def keep_memory() -> None:
+    """On Linux CPUs, let the allocator keep freed blocks: returning them to the system costs a fifth of a step."""
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # glibc; musl has none
+            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
+class Stop(Exception):
+    """Training ended early, its state saved."""
+
+
+class Loop:
+    """Progress, curves, saved states and signals around a training step.
+
+    The state in `run_dir` is one file, replaced at once: a kill at any moment leaves the previous or the new one.
+    """
+
+    def __init__(self, config: Run, accelerator: Accelerator, run_dir: Path, curves: Path | None, inputs: dict):
+        self.config, self.accelerator, self.run_dir, self.curves = config, accelerator, Path(run_dir), curves
+        self.step, self.history, self.sums, self.inputs = 0, [], {}, inputs
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.state_path = self.run_dir / "state.pt"
+
+    def load(self) -> dict | None:
+        """The saved state of an earlier run with the same configuration and inputs, or None."""
+        if not self.state_path.exists():
+            return None
+        state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
+        saved = json.loads(state["config"])
+        free = {"images", "log_every", "save_every", "grid_every"}  # what may change between parts of one run
+        changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
+        if changed:
+            raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
+                             "remove the folder to start anew or give another --run")  # fmt: skip
+        self.step, self.history = state["step"], json.loads(state["history"])
+        return state
+
+    def save(self, state: dict) -> None:
+        if self.accelerator.is_main_process:
+            config = json.dumps(dataclasses.asdict(self.config) | self.inputs)
+            extra = {"config": config, "step": self.step, "history": json.dumps(self.history)}
+            buffer = io.BytesIO()
+            torch.save(state | extra, buffer)
+            atomic_write(self.state_path, buffer.getvalue())
+        self.accelerator.wait_for_everyone()
+
+    def log(self, values: dict[str, Tensor]) -> None:
+        """Collect values (means over `log_every` steps go to the curves) and stop on NaN."""
+        for key, value in values.items():
+            total, n = self.sums.get(key, (0.0, 0))
+            self.sums[key] = (total + value.detach().float(), n + 1)
+        if (self.step + 1) % self.config.log_every:
+            return
+        row = {key: float(self.accelerator.reduce(total / n, "mean")) for key, (total, n) in self.sums.items()}
+        self.sums = {}
+        if not all(map(math.isfinite, row.values())):
+            raise Stop(f"not finite at step {self.step}: {row}; the last good state is {self.state_path}. "
+                       "Lower lr, or use precision 'no'")  # fmt: skip
+        row = {"images": (self.step + 1) * self.config.batch} | {key: float(f"{v:.5g}") for key, v in row.items()}
+        self.history.append(row)
+        self.bar.set_postfix({key: f"{v:.3g}" for key, v in row.items() if key != "images"}, refresh=False)
+
+    def write_curves(self) -> None:
+        """Curves as dvclive's files, from the whole history, so that a resumed run leaves no seam."""
+        if self.curves is None or not self.accelerator.is_main_process:
+            return
+        try:
+            from dvclive import Live
+        except ImportError:  # a bare training machine: the history stays in the state and in history.json
+            return
+        with Live(str(self.curves), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+            for row in self.history:
+                live.step = row["images"]
+                for key, value in row.items():
+                    if key != "images":
+                        live.log_metric(key, value, timestamp=False)
+        for path in Path(self.curves).glob("metrics.json"):  # volatile and unused
+            path.unlink()
+
+    def run(self, step: Callable[[], dict], state: Callable[[], dict], grid: Callable[[Path], None]) -> None:
+        """Call `step` until `images` are shown; raise `Stop` after saving when asked to end by SIGTERM or Ctrl-C."""
+        config, stop = self.config, []
+        handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+        steps = math.ceil(config.images / config.batch)
+        self.bar = tqdm(total=steps * config.batch, initial=self.step * config.batch, unit="img", smoothing=0.02,
+                        disable=not self.accelerator.is_main_process)  # fmt: skip
+        saved = time.monotonic()
+        try:
+            while self.step < steps:
+                torch.manual_seed(step_seed(config.seed, self.step, self.accelerator.process_index))
+                self.log(step())
+                self.step += 1
+                self.bar.update(config.batch)
+                shown = self.step * config.batch
+                if self.accelerator.is_main_process and shown // config.grid_every > (
+                    (shown - config.batch) // config.grid_every
+                ):
+                    grid(self.run_dir / f"samples-{shown:08d}.png")
+                    atomic_write(self.run_dir / "history.json", json.dumps(self.history).encode())
+                due = torch.tensor([time.monotonic() - saved > config.save_every, bool(stop)], dtype=torch.float32)
+                due = self.accelerator.reduce(due.to(self.accelerator.device), "sum") > 0  # every process agrees
+                if due.any():
+                    self.save(state())
+                    saved = time.monotonic()
+                if due[1]:
+                    raise Stop(f"asked to end at {shown:,} of {config.images:,} images; state saved in {self.run_dir}, "
+                               "the same command goes on from there")  # fmt: skip
+        finally:
+            self.bar.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        self.save(state())
+        self.write_curves()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Generator
+
+
+def stage(config: GeneratorTraining, images: int) -> int:
+    """The resolution that is trained once `images` have been shown."""
+    return next((r for r, until in config.grow if images < until), config.resolution)
+
+
+def train_generator(
+    data: str, out: str, config: GeneratorTraining, run_dir: str, curves: str | None = None
+) -> Generator:
+    """Train a StyleGAN2 generator, or go on with a run that was cut off, and write its moving average to `out`.
+
+    Args:
+        data: folder or zip of images.
+        out: safetensors file to write.
+        config: all that the result depends on, beside the data.
+        run_dir: folder of the resumable state and of the sample grids.
+        curves: folder for dvclive's curves.
+
+    Raises:
+        Stop: ended early by a signal or by values that are not finite; the state is kept.
+        ValueError: no images, or a run folder that holds another run.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    keep_memory()
+    inputs = {"data": file_hash(data) if Path(data).is_file() else str(data)}
+    loop = Loop(config, accelerator, run_dir, curves, inputs)
+    images = ImageDataset(data, resolution=config.resolution).tensor()
+    batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
+
+    def build(resolution: int, old: tuple | None = None) -> tuple[Generator, Discriminator, Generator, Adam, Adam]:
+        """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
+        torch.manual_seed(step_seed(config.seed, resolution, -2))
+        fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
+        architecture = GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields})
+        G, D = Generator(architecture), Discriminator(architecture)
+        G_ema = copy.deepcopy(G)
+        if old is not None:
+            for new, trained in zip((G, D, G_ema), old[:3], strict=True):
+                new.load_state_dict(trained.state_dict(), strict=False)
+            for g in (G, G_ema):  # the grown generator starts as the up-sampled one
+                nn.init.zeros_(g.blocks[-1].to_rgb.weight)
+        G, D, G_ema = (m.to(accelerator.device, memory_format=torch.channels_last) for m in (G, D, G_ema))
+        G_ema.eval().requires_grad_(False)
+        lazy = config.r1_every / (config.r1_every + 1)  # StyleGAN2, appendix B: as many updates, fewer penalties
+        optimizers = [
+            Adam(m.parameters(), lr=config.lr * c, betas=(config.beta1**c, config.beta2**c))
+            for m, c in ((G, 1.0 if not config.path_length else 0.8), (D, lazy))
+        ]
+        return G, D, G_ema, *optimizers
+
+    state = loop.load()
+    resolution = stage(config, loop.step * config.batch)
+    if state is not None:
+        resolution = state["resolution"]
+    networks = build(resolution)
+    pl_mean = torch.zeros([], device=accelerator.device)
+    if state is not None:
+        for item, saved in zip(networks, state["networks"], strict=True):
+            item.load_state_dict(saved)
+        pl_mean = state["pl_mean"]
+
+    def fake(n: int) -> tuple[Tensor, Tensor]:
+        """n images of fresh z, and their codes; some take a second z from a random layer on (style mixing)."""
+        G = networks[0]
+        z = torch.randn(2 * n, config.z_dim, device=accelerator.device)
+        w, other = G.mapping(z).chunk(2)  # 2 × [N, num_ws, w_dim]
+        with torch.no_grad():
+            G.w_avg.lerp_(w[:, 0].mean(dim=0), 0.005)
+        cut = torch.randint(1, G.num_ws, (n, 1, 1), device=z.device)
+        cut = torch.where(torch.rand_like(cut, dtype=torch.float32) < config.style_mixing, cut, G.num_ws)
+        w = torch.where(torch.arange(G.num_ws, device=z.device)[:, None] < cut, w, other)
+        with accelerator.autocast():
+            return G.synthesis(w, noise="random"), w
+
+    def update(module: nn.Module, optimizer: Adam, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(accelerator, module)
+        optimizer.step()
+
+    def step() -> dict:
+        nonlocal networks, resolution, pl_mean
+        shown = loop.step * config.batch
+        if stage(config, shown) != resolution:
+            resolution = stage(config, shown)
+            networks = build(resolution, networks)
+        G, D, G_ema, opt_G, opt_D = networks
+        real = batches[loop.step]
+        real = F.adaptive_avg_pool2d(real, resolution).contiguous(memory_format=torch.channels_last)  # [N, 3, r, r]
+        n, values = len(real), {}
+
+        with torch.no_grad():
+            x, _ = fake(n)
+        with accelerator.autocast():
+            logits_fake, logits_real = D(x), D(real)
+        loss = F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()
+        values |= {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
+        if loop.step % config.r1_every == 0:
+            penalty = r1_penalty(D, real)
+            gamma = config.r1_gamma * (resolution / config.resolution) ** 2
+            loss = loss + 0.5 * gamma * config.r1_every * penalty
+            values["r1"] = penalty
+        update(D, opt_D, loss)
+
+        D.requires_grad_(False)
+        x, w = fake(n)
+        with accelerator.autocast():
+            loss = F.softplus(-D(x)).mean()
+        values["loss_G"] = loss
+        if config.path_length and loop.step % config.path_length_every == 0:
+            y = torch.randn_like(x) / resolution
+            (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)
+            length = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
+            pl_mean = pl_mean.lerp(length.detach().mean(), 0.01)
+            loss = loss + config.path_length * config.path_length_every * (length - pl_mean).square().mean()
+        update(G, opt_G, loss)
+        D.requires_grad_(True)
+
+        # A short memory at first, else the average would drag the untrained start along.
+        half_life = min(config.ema_images, 0.05 * (shown + config.batch))
+        with torch.no_grad():
+            weight = 1 - 0.5 ** (config.batch / half_life)
+            torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), weight)
+            for average, buffer in zip(G_ema.buffers(), G.buffers(), strict=True):
+                average.copy_(buffer)
+        return values
+
+    z_grid = torch.randn(64, config.z_dim, generator=torch.Generator().manual_seed(config.seed))
+
+    def grid(path: Path) -> None:
+        with torch.no_grad(), accelerator.autocast():
+            G_ema = networks[2]
+            save_grid(G_ema.synthesis(G_ema.mapping(z_grid.to(accelerator.device))), path)
+
+    def state_now() -> dict:
+        states = [item.state_dict() for item in networks]
+        return {"networks": states, "resolution": resolution, "pl_mean": pl_mean}
+
+    loop.run(step, state_now, grid)
+    G_ema = networks[2]
+    with torch.no_grad():  # of the averaged mapping, which differs a little from the one that w_avg followed
+        z = torch.randn(10_000, config.z_dim, generator=torch.Generator().manual_seed(config.seed))
+        G_ema.w_avg.copy_(G_ema.mapping(z.to(accelerator.device))[:, 0].mean(dim=0))
+    if accelerator.is_main_process:
+        shown = loop.step * config.batch
+        save_generator(G_ema, out, training=dataclasses.asdict(config), images=shown, **inputs)
+    return G_ema
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoder
+
+
+def train_encoder(
+    data: str, generator: str, out: str, config: EncoderTraining, run_dir: str, curves: str | None = None
+) -> Encoder:
+    """Train an encoder for a frozen generator (paper, section 3.3; METHOD section 5), or go on with a run.
+
+    Args:
+        data: folder or zip of images.
+        generator: its checkpoint.
+        out: safetensors file to write.
+        config, run_dir, curves: as in `train_generator`; `config.encoder` says what is predicted.
+
+    Raises:
+        Stop, ValueError: as `train_generator`.
+    """
+    from padinv.losses import lpips
+
+    accelerator = Accelerator(mixed_precision=config.precision)
+    keep_memory()
+    inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
+    loop = Loop(config, accelerator, run_dir, curves, inputs)
+    G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
+    images = ImageDataset(data, resolution=G.resolution).tensor()
+    batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
+    torch.manual_seed(step_seed(config.seed, 0, -2))
+    E = Encoder.for_generator(G, **config.encoder).to(accelerator.device, memory_format=torch.channels_last).train()
+    perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
+    networks = [E, Adam(E.parameters(), lr=config.lr)]
+    if config.adversarial:
+        D = Discriminator(G.config).to(accelerator.device, memory_format=torch.channels_last)
+        networks += [D, Adam(D.parameters(), lr=config.adversarial_lr)]
+    state = loop.load()
+    for item, saved in zip(networks, state["networks"] if state else (), strict=False):
+        item.load_state_dict(saved)
+
+    def step() -> dict:
+        x = batches[loop.step].contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            code = E(x)
+            y = G(code)
+        values, loss = {}, 0.0
+        if config.mse:
+            values["mse"] = (y - x).square().mean()
+            loss = loss + config.mse * values["mse"]
+        if config.lpips:
+            with accelerator.autocast():
+                values["lpips"] = perceptual(y, x).mean()
+            loss = loss + config.lpips * values["lpips"]
+        if config.w_norm:
+            values["w_norm"] = (code.w - G.w_avg).flatten(1).norm(dim=1).mean()
+            loss = loss + config.w_norm * values["w_norm"]
+        if config.adversarial:
+            D.requires_grad_(False)
+            with accelerator.autocast():
+                values["adversarial"] = F.softplus(-D(y)).mean()
+            D.requires_grad_(True)
+            loss = loss + config.adversarial * values["adversarial"]
+        progress = loop.step * config.batch / config.images
+        for group in networks[1].param_groups:
+            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        networks[1].zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(accelerator, E)
+        networks[1].step()
+        if config.adversarial:
+            with accelerator.autocast():
+                loss_D = F.softplus(D(y.detach())).mean() + F.softplus(-D(x)).mean()
+            values["loss_D"] = loss_D
+            if loop.step % config.r1_every == 0:
+                loss_D = loss_D + 0.5 * config.r1_gamma * config.r1_every * r1_penalty(D, x)
+            networks[3].zero_grad(set_to_none=True)
+            loss_D.backward()
+            average_gradients(accelerator, D)
+            networks[3].step()
+        return values
+
+    fixed = to_float(images[: min(24, len(images))].to(accelerator.device))
+
+    def grid(path: Path) -> None:
+        E.eval()
+        with torch.no_grad(), accelerator.autocast():
+            save_grid(torch.stack((fixed, G(E(fixed))), dim=1).flatten(0, 1), path)  # pairs side by side
+        E.train()
+
+    loop.run(step, lambda: {"networks": [item.state_dict() for item in networks]}, grid)
+    E.eval()
+    if accelerator.is_main_process:
+        save_encoder(E, out, training=dataclasses.asdict(config), images=loop.step * config.batch, **inputs)
+    return E
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def configure(cls: type, section: dict, overrides: list[str]) -> Run:
+    """A training configuration from a section of params.yaml and `key=value` overrides; unknown keys are refused."""
+    import yaml
+
+    values = dict(section)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"--set: expected key=value, got {override!r}")
+        values[key] = yaml.safe_load(value)
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown training settings {unknown}; there are {sorted(known)}")
+    return cls(**values)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="padinv.training", description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=("generator", "encoder"))
+    parser.add_argument("--method", default="padinv", help="encoder: section of params.yaml with its differences")
+    parser.add_argument("--data", required=True, help="folder or zip of images")
+    parser.add_argument("--generator", help="encoder: checkpoint of the generator to invert")
+    parser.add_argument("--out", required=True, help="safetensors file to write")
+    parser.add_argument("--run", required=True, help="folder of the resumable state and of sample grids")
+    parser.add_argument("--curves", help="folder for the training curves")
+    parser.add_argument("--params", default="params.yaml", help="parameters (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a parameter")
+    args = parser.parse_args(arguments)
+    import yaml
+
+    try:
+        params = yaml.safe_load(Path(args.params).read_text())
+        if args.what == "generator":
+            config = configure(GeneratorTraining, params["train_generator"], args.set)
+            train_generator(args.data, args.out, config, args.run, args.curves)
+        else:
+            section = dict(params["train_encoder"])
+            methods = section.pop("methods")
+            if args.method not in methods:
+                raise ValueError(f"--method: expected one of {sorted(methods)}, got {args.method!r}")
+            section["encoder"] = section.get("encoder", {}) | methods[args.method]
+            config = configure(EncoderTraining, section, args.set)
+            if args.generator is None:
+                raise ValueError("--generator: the checkpoint of the generator is needed")
+            train_encoder(args.data, args.generator, args.out, config, args.run, args.curves)
+    except (Stop, ValueError, OSError) as error:
+        sys.exit(f"padinv.training: {error}")
+
+
+if __name__ == "__main__":
+    main()

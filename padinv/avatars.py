@@ -157,8 +157,8 @@ def svg(attributes: Attributes) -> str:
 
 def render(attributes: Attributes, resolution: int = 64) -> Tensor:
     """Draws an avatar: uint8 [3, R, R], rendered 4x larger and averaged down. Equal input, equal pixels."""
+    drawing, size = svg(attributes), SUPERSAMPLING * resolution
     _, rasterise = _renderer()
-    size = SUPERSAMPLING * resolution
-    png = rasterise(svg_string=svg(attributes), width=size, height=size, skip_system_fonts=True)
+    png = rasterise(svg_string=drawing, width=size, height=size, skip_system_fonts=True)
     small = Image.open(io.BytesIO(png)).convert("RGB").reduce(SUPERSAMPLING)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()  # [3, R, R]

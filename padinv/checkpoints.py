@@ -78,8 +78,9 @@ def open_file(path):
     if not path.is_file():
         raise ValueError(f"{path}: expected a .safetensors file, found {'a folder' if path.is_dir() else 'nothing'}")
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        start = file.read(9)
+    # A safetensors header may begin with the byte of a pickle, but its JSON always opens at the ninth.
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise ValueError(f"{path}: a Python pickle (.pkl, .pt, .pth) can run code when it is opened, so it was not; "
                          "expected a .safetensors file")  # fmt: skip
     try:

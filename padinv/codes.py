@@ -23,6 +23,8 @@ def ring_resolution(i: int) -> int:
 class _Linear:
     """Arithmetic of everything that is a tuple of tensors with the same batch; subclasses give `map` and `zip`."""
 
+    __array_ufunc__ = None  # a numpy scalar times a code is a code, not an array of codes
+
     def map(self, f: Callable[[Tensor], Tensor]):
         raise NotImplementedError
 
@@ -47,7 +49,10 @@ class _Linear:
         return self.map(torch.neg)
 
     def __getitem__(self, index):
-        index = slice(index, index + 1 or None) if isinstance(index, int) else index  # the batch dimension stays
+        if isinstance(index, numbers.Integral):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"code {index} of a batch of {len(self)}")
+            index = slice(index, index + 1 or None)  # the batch dimension stays
         return self.map(lambda t: t[index])
 
     def __iter__(self):
@@ -102,10 +107,10 @@ class Padding(_Linear):
         return Padding(None if self.const is None else f(self.const), tuple(f(ring) for ring in self.rings))
 
     def zip(self, other, f):
-        if (self.const is None) != (other.const is None) or len(self.rings) != len(other.rings):
-            raise ValueError(f"p: paddings of different layout: {len(self.rings)} rings, const "
-                             f"{self.const is not None} against {len(other.rings)} rings, const "
-                             f"{other.const is not None}; both codes must come from encoders of one layout")  # fmt: skip
+        mine, theirs = ([None if t is None else [*t.shape[1:]] for t in (p.const, *p.rings)] for p in (self, other))
+        if mine != theirs:
+            raise ValueError(f"p: paddings of different layout, const and rings of {mine} against {theirs}; both codes "
+                             "must come from encoders of one layout for one generator")  # fmt: skip
         const = None if self.const is None else f(self.const, other.const)
         return Padding(const, tuple(f(a, b) for a, b in zip(self.rings, other.rings, strict=True)))
 
@@ -180,6 +185,8 @@ class Code(_Linear):
     @classmethod
     def cat(cls, codes: Sequence["Code"]) -> "Code":
         """Join codes of one layout along the batch."""
+        for code in codes[1:]:
+            codes[0].zip(code, lambda a, b: b)  # raises where layouts differ
         p = None
         if codes[0].p is not None:
             const = None if codes[0].p.const is None else torch.cat([c.p.const for c in codes])
@@ -202,6 +209,9 @@ class Code(_Linear):
         from padinv.checkpoints import load_tensors
 
         tensors, _ = load_tensors(path, kind="code", device=device)
-        rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))
-        p = Padding(tensors.get("const"), rings) if rings or "const" in tensors else None
-        return cls(tensors["w"], p)
+        try:
+            rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))
+            p = Padding(tensors.get("const"), rings) if rings or "const" in tensors else None
+            return cls(tensors["w"], p)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: not a whole code ({error})") from error

@@ -80,9 +80,9 @@ def read_image(source: str | os.PathLike | bytes | io.IOBase, resolution: int | 
         raise ValueError(f"{name}: {image.width} x {image.height} pixels, expected {MIN_SIDE} or more a side")
     if resolution is not None:
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        # Both average over areas when shrinking; a box needs whole pixels to do so exactly.
-        how = Image.Resampling.BOX if side % resolution == 0 else Image.Resampling.BICUBIC
-        image = image.resize((resolution, resolution), how, (left, top, left + side, top + side))
+        box = (left, top, left + side, top + side)
+        image = (image.reduce(side // resolution, box) if side % resolution == 0  # exact pixel means
+                 else image.resize((resolution, resolution), Image.Resampling.BICUBIC, box))  # anti-aliased
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 

@@ -76,9 +76,9 @@ class LPIPS(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Vectors [N, D] whose squared Euclidean distance is LPIPS; D grows with H·W."""
-        vectors = []
+        maps, vectors = self.maps(x), []
         with torch.autocast(x.device.type, enabled=False):
-            for m, head in zip(self.maps(x), self.heads, strict=True):
+            for m, head in zip(maps, self.heads, strict=True):
                 gain = (head / (m.shape[2] * m.shape[3])).sqrt()  # the head, and the mean over positions
                 m = F.normalize(m, dim=1, eps=1e-10) * gain
                 vectors.append(m.permute(0, 2, 3, 1).flatten(1))  # [N, h·w·C], the order in memory

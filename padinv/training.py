@@ -65,6 +65,7 @@ class GeneratorTraining(Run):
     r1_every: int = 16  # steps
     path_length: float = 0.0  # weight of path-length regularisation (2 in StyleGAN2); 0 leaves it out
     path_length_every: int = 4  # steps
+    noise: str = "random"  # "none" for images without stochastic detail, whose edges noise would roughen
     style_mixing: float = 0.9  # probability of two z for one image
     ema_images: float = 10_000  # half-life of the averaged generator
     beta1: float = 0.0
@@ -342,7 +343,7 @@ def train_generator(
         cut = torch.where(torch.rand_like(cut, dtype=torch.float32) < config.style_mixing, cut, G.num_ws)
         w = torch.where(torch.arange(G.num_ws, device=z.device)[:, None] < cut, w, other)
         with accelerator.autocast():
-            return G.synthesis(w, noise="random"), w
+            return G.synthesis(w, noise=config.noise), w
 
     def update(module: nn.Module, optimizer: Adam, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)

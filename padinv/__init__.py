@@ -1,0 +1,33 @@
+"""PadInv: GAN inversion with the padding space (arXiv 2203.11105).
+
+>>> G = padinv.load_generator("checkpoints/avatars-64/generator.safetensors")
+>>> E = padinv.load_encoder("checkpoints/avatars-64/padinv.safetensors")
+>>> code = padinv.invert(x, E, G)  # x: [N, 3, R, R] in [−1, 1]
+>>> y = G(code)
+"""
+
+from pathlib import Path
+
+from padinv.checkpoints import load_encoder, load_generator
+from padinv.codes import Code, Padding
+from padinv.encoder import Encoder, EncoderConfig
+from padinv.generator import Generator, GeneratorConfig
+from padinv.inversion import invert
+
+__all__ = [
+    "Code", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
+    "invert", "load_encoder", "load_generator", "project_root",
+]  # fmt: skip
+__version__ = "0.1.0"
+
+
+def project_root() -> Path:
+    """The folder with dvc.yaml, from the working directory upwards: notebooks run from anywhere inside it.
+
+    Raises FileNotFoundError outside a checkout.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").exists():
+            return folder
+    raise FileNotFoundError(f"no dvc.yaml in {here} or above; run from inside the repository")

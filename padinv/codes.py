@@ -20,6 +20,12 @@ def ring_resolution(i: int) -> int:
     return 4 * 2**i
 
 
+def centre(x: Tensor, size: int) -> Tensor:
+    """The middle of square maps: [N, C, s, s] -> [N, C, size, size]."""
+    margin = (x.shape[-1] - size) // 2
+    return x[..., margin : margin + size, margin : margin + size]  # [N, C, size, size]
+
+
 class _Linear:
     """Arithmetic of everything that is a tuple of tensors with the same batch; subclasses give `map` and `zip`."""
 
@@ -121,11 +127,6 @@ class Padding(_Linear):
         Every map is [N, C, s, s] with s = 2^(L+1) + 2; only the centre 4×4 of the constant's and the ring of the
         centre (r + 2)² of a layer's map are read.
         """
-
-        def centre(x: Tensor, size: int) -> Tensor:
-            offset = (x.shape[-1] - size) // 2
-            return x[..., offset : offset + size, offset : offset + size]  # [N, C, size, size]
-
         keys = sorted(key for key in maps if key)
         if keys != [2 * i + 1 for i in range(len(keys))]:
             raise ValueError(f"maps: expected the keys 0, 1, 3, 5, …, got {sorted(maps)}")

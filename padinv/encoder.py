@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from padinv.codes import Code, Padding, ring_resolution
+from padinv.codes import Code, Padding, centre, ring_resolution
 from padinv.generator import Generator
 from padinv.ops import take_ring
 
@@ -39,8 +39,8 @@ class EncoderConfig:
     padding: str = "offset"  # P as an "offset" from the generator's own padding, or "outright" as released
     layout: str = "aligned"  # "aligned": every ring lies on the image's border; "centre": one map, cropped, as released
     padding_level: int = 0  # pyramid level that feeds the P branch: 0 the finest, 2 the coarsest
-    padding_channels: int = 64  # of the P branch
-    padding_depth: int = 2  # blocks of the P branch
+    padding_channels: int = 48  # of the P branch
+    padding_depth: int = 1  # blocks of the P branch
 
     def __post_init__(self):
         for name in ("channels", "widths", "depths", "strides"):
@@ -173,23 +173,30 @@ class PaddingBranch(nn.Module):
     def forward(self, x: Tensor, const: Tensor) -> Padding:
         """x: [N, C, s, s], const: [1, nf(4), 4, 4] of the generator."""
         x = self.blocks(x)  # [N, C_p, s, s]
-        whole = x if self.aligned else resize_map(x, 2 ** (len(self.rings) + 1) + 2)  # [N, C_p, 2^(L+1)+2, …]
-
-        def window(size: int) -> Tensor:
-            if self.aligned:
-                return resize_map(x, size)  # [N, C_p, size, size]
-            margin = (whole.shape[-1] - size) // 2
-            return whole[..., margin : margin + size, margin : margin + size]  # [N, C_p, size, size]
-
-        rings = [head(take_ring(window(ring_resolution(i) + 2))).float() for i, head in enumerate(self.rings)]
+        if self.aligned:
+            edges = torch.stack((x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]), dim=2)  # [N, C_p, 4, s]
+            inner = resize(x, 4, 4)  # [N, C_p, 4, 4]
+        else:
+            size = 2 ** (len(self.rings) + 1) + 2
+            x = resize(x, size, size)  # [N, C_p, 2^(L+1) + 2, 2^(L+1) + 2]
+            inner = centre(x, 4)  # [N, C_p, 4, 4]
+        rings = []
+        for i, head in enumerate(self.rings):
+            size = ring_resolution(i) + 2
+            if self.aligned:  # the ring of x resized to size², without the pixels inside
+                top, bottom, left, right = resize(edges, 4, size).unbind(dim=2)  # 4 × [N, C_p, size]
+                ring = torch.cat((top, bottom, left[..., 1:-1], right[..., 1:-1]), dim=-1)  # [N, C_p, 4(r + 1)]
+            else:
+                ring = take_ring(centre(x, size))  # [N, C_p, 4(r + 1)]
+            rings.append(head(ring).float())  # [N, nf(r), 4(r + 1)]
         if not self.replace_const:
             return Padding(None, rings)
-        return Padding(window(4).float() if self.const is None else const + self.const(window(4)).float(), rings)
+        return Padding(inner.float() if self.const is None else const + self.const(inner).float(), rings)
 
 
-def resize_map(x: Tensor, size: int) -> Tensor:
-    """Bicubic with the corner pixels on the corners: [N, C, s, s] -> [N, C, size, size]."""
-    return F.interpolate(x, size=(size, size), mode="bicubic", align_corners=True)
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with the corner pixels on the corners: [N, C, H, W] -> [N, C, height, width]."""
+    return F.interpolate(x, size=(height, width), mode="bicubic", align_corners=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class GeneratorConfig:
 
 
 class EqualLinear(nn.Module):
-    """Dense layer with equalised learning rate: stored weights are N(0, 1)/lr_mul, scaled by lr_mul/√fan_in when used."""
+    """Dense layer with equalised learning rate: stored weights are N(0, 1)/lr_mul, used times lr_mul/√fan_in."""
 
     def __init__(self, in_dim: int, out_dim: int, bias_init: float = 0.0, lr_mul: float = 1.0, act: str = "linear"):
         super().__init__()

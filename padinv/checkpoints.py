@@ -179,7 +179,7 @@ def load_generator(path, device="cpu") -> Generator:
 
 
 def save_encoder(E: Encoder, path, half: bool = True, **meta) -> None:
-    """Write an encoder; half stores the weights in float16, which changes its codes by about 1e-3."""
+    """Write an encoder; half stores weights as float16: codes change by under a thousandth."""
     save_network(E, "encoder", path, half, meta)
 
 

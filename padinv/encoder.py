@@ -40,7 +40,7 @@ class EncoderConfig:
     layout: str = "aligned"  # "aligned": every ring lies on the image's border; "centre": one map, cropped, as released
     padding_level: int = 0  # pyramid level that feeds the P branch: 0 the finest, 2 the coarsest
     padding_channels: int = 48  # of the P branch
-    padding_depth: int = 1  # blocks of the P branch
+    padding_depth: int = 2  # blocks of the P branch
 
     def __post_init__(self):
         for name in ("channels", "widths", "depths", "strides"):

@@ -87,7 +87,8 @@ def refine(x: Tensor, code: Code, G: Generator, steps: int, space: str, lr: floa
                 loss = loss + lpips_weight * perceptual.distance(perceptual.features(y), target)
             better = loss.detach() < best_loss
             best_loss = torch.where(better, loss.detach(), best_loss)
-            best = best.zip(code.detach(), lambda a, b: torch.where(better.view(-1, *[1] * (a.ndim - 1)), b, a))
+            for kept, now in zip(best.tensors, code.tensors, strict=True):
+                kept[better] = now.detach()[better]
             if step == steps:
                 return best
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -27,7 +27,6 @@ from torch.optim import Adam
 from tqdm import tqdm
 
 from padinv.checkpoints import atomic_write, file_hash, load_generator, save_encoder, save_generator
-from padinv.codes import Code
 from padinv.data import ImageDataset, to_float
 from padinv.discriminator import Discriminator
 from padinv.encoder import Encoder
@@ -43,7 +42,7 @@ class Run:
     images: int = 100_000  # training images to show, in all
     batch: int = 16  # over all processes
     lr: float = 2.5e-3
-    precision: str = "no"  # of accelerate: "no" (float32), "bf16", "fp16"
+    precision: str = "fp32"  # or "bf16": activations and products in bfloat16, weights and losses in float32
     mirror: bool = False  # flip images left to right at random
     log_every: int = 20  # steps between points of the curves
     save_every: int = 600  # seconds between saved states
@@ -159,6 +158,15 @@ def keep_memory() -> None:
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
+def start(config: Run) -> Accelerator:
+    """The processes, devices and precision of a run."""
+    modes = {"fp32": "no", "bf16": "bf16"}
+    if config.precision not in modes:
+        raise ValueError(f"precision: expected one of {sorted(modes)}, got {config.precision!r}")
+    keep_memory()
+    return Accelerator(mixed_precision=modes[config.precision])
+
+
 class Stop(Exception):
     """Training ended early, its state saved."""
 
@@ -210,7 +218,7 @@ class Loop:
         self.sums = {}
         if not all(map(math.isfinite, row.values())):
             raise Stop(f"not finite at step {self.step}: {row}; the last good state is {self.state_path}. "
-                       "Lower lr, or use precision 'no'")  # fmt: skip
+                       "Lower lr, or use precision fp32")  # fmt: skip
         row = {"images": (self.step + 1) * self.config.batch} | {key: float(f"{v:.5g}") for key, v in row.items()}
         self.history.append(row)
         self.bar.set_postfix({key: f"{v:.3g}" for key, v in row.items() if key != "images"}, refresh=False)
@@ -293,8 +301,7 @@ def train_generator(
         Stop: ended early by a signal or by values that are not finite; the state is kept.
         ValueError: no images, or a run folder that holds another run.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    keep_memory()
+    accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data)}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     images = ImageDataset(data, resolution=config.resolution).tensor()
@@ -440,8 +447,7 @@ def train_encoder(
     """
     from padinv.losses import lpips
 
-    accelerator = Accelerator(mixed_precision=config.precision)
-    keep_memory()
+    accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
@@ -482,7 +488,8 @@ def train_encoder(
             loss = loss + config.adversarial * values["adversarial"]
         progress = loop.step * config.batch / config.images
         for group in networks[1].param_groups:
-            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+            cosine = 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * cosine)
         networks[1].zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(accelerator, E)

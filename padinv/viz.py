@@ -1,18 +1,39 @@
-"""Pictures: grids of images, and the figures that notebooks share."""
+"""Pictures: grids of images, and the figures that notebooks share.
 
+Figures are PNGs without volatile metadata: the same arrays give the same bytes. matplotlib is imported where it is
+used, since training needs only `save_grid`.
+"""
+
+import csv
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
+import torch
 from PIL import Image
 from torch import Tensor
 
+from padinv.codes import Padding
 from padinv.data import to_uint8
+from padinv.ops import pad_ring
+
+COLOURS = {"padinv": "#c8553d", "psp": "#33658a", "other": "#8d99ae", "mark": "#e0a030"}  # of curves and bars
+FIGURE_BYTES = 140_000  # a figure above it keeps fewer colours
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False,
+}  # fmt: skip
 
 
-def tile(images: Tensor, columns: int | None = None, pad: int = 1) -> np.ndarray:
-    """Images beside and below each other on white: [N, 3, H, W] in [−1, 1] -> uint8 [rows·(H + pad) + pad, …, 3]."""
+# ----------------------------------------------------------------------------------------------------------------------
+# Grids of images
+
+
+def tile(images: Tensor, columns: int | None = None, pad: int = 1, scale: int = 1) -> np.ndarray:
+    """Images beside and below each other on white: [N, 3, H, W] in [−1, 1] -> uint8 [rows·(H + pad) + pad, …, 3];
+    `scale` repeats every pixel."""
     n, _, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -20,13 +41,133 @@ def tile(images: Tensor, columns: int | None = None, pad: int = 1) -> np.ndarray
     for i, image in enumerate(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()):  # [N, H, W, 3]
         y, x = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
         canvas[y : y + h, x : x + w] = image
-    return canvas
+    return canvas.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scale: int = 1) -> None:
-    """Write `tile(images)` as a PNG without volatile metadata; `scale` enlarges pixels."""
-    picture = Image.fromarray(tile(images, columns))
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    """Write `tile(images)` as a PNG without volatile metadata."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    Image.fromarray(tile(images, columns, scale=scale)).save(path, optimize=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def axes(columns: int = 1, rows: int = 1, width: float = 4.0, height: float = 2.6):
+    """A figure of rows × columns axes, each width × height inches, in the look of all figures: (figure, [axes])."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def panel(rows: dict[str, Sequence[Tensor]], titles: Sequence[str] = (), cell: int = 128, shared: Sequence[str] = ()):
+    """A figure with one row of square pictures per entry, enlarged without interpolation.
+
+    Args:
+        rows: label -> pictures of any size: images [3, H, W] in [−1, 1], and maps [H, W] from 0 drawn as heat, NaN left
+            white. A batch [N, …] is such a sequence. The label of a row with maps gets their range of colours.
+        titles: of the columns.
+        cell: pixels along a side of a picture.
+        shared: labels of the rows that share one range of colours; any other has its own.
+
+    Returns:
+        A matplotlib figure for `show`.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    tops = {label: max((float(m.nan_to_num().max()) for m in row if m.ndim == 2), default=None)
+            for label, row in rows.items()}  # fmt: skip
+    tops |= dict.fromkeys(shared, max((tops[label] for label in shared), default=None))
+    names = [label if tops[label] is None else f"{label}\n0 … {tops[label]:.2g}" for label in rows]
+    gap, top = 4, 20 if titles else 4
+    left = 12 + 7 * max(len(line) for name in names for line in name.split("\n"))
+    width, height = left + max(map(len, rows.values())) * (cell + gap), top + len(rows) * (cell + gap)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    for i, (label, row) in enumerate(rows.items()):
+        y = top + i * (cell + gap)
+        figure.text((left - 8) / width, 1 - (y + cell / 2) / height, names[i], ha="right", va="center", fontsize=9)
+        for j, picture in enumerate(row):
+            if picture.ndim == 2:
+                heat = matplotlib.colormaps["magma"]((picture / (tops[label] or 1)).detach().cpu().numpy())
+                pixels = (heat[..., :3] * 255).round().astype(np.uint8)  # [H, W, 3]
+                pixels[picture.isnan().cpu().numpy()] = 255
+            else:
+                pixels = to_uint8(picture).permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
+            down, across = (np.arange(cell) * size // cell for size in pixels.shape[:2])
+            x = left + j * (cell + gap)
+            canvas[y : y + cell, x : x + cell] = pixels[down][:, across]
+    for j, title in enumerate(titles):
+        x = left + j * (cell + gap) + cell / 2
+        figure.text(x / width, 1 - top / 2 / height, title, ha="center", va="center", fontsize=9)
+    figure.figimage(canvas)
+    return figure
+
+
+def show(figure, path: str | Path | None = None) -> None:
+    """Display a matplotlib figure, or an array as of `tile`, and with a path write it: the same PNG, the same bytes for
+    the same picture. One that is large keeps fewer colours."""
+    from IPython.display import Image as Displayed
+    from IPython.display import display
+
+    from padinv.checkpoints import atomic_write
+
+    if isinstance(figure, np.ndarray):
+        picture = Image.fromarray(figure)
+    else:
+        figure.savefig(buffer := io.BytesIO(), format="png")
+        picture = Image.open(buffer).convert("RGB")  # drops matplotlib's metadata
+    for colours in (None, 256, 128, 64, 32):
+        reduced = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
+        reduced.save(buffer := io.BytesIO(), "PNG", optimize=True)
+        if buffer.tell() <= FIGURE_BYTES:
+            break
+    display(Displayed(buffer.getvalue()))
+    if path is not None:
+        atomic_write(path, buffer.getvalue())
+
+
+def curve(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """A training curve that dvclive wrote to a folder: thousands of images shown, values.
+
+    Raises FileNotFoundError if there is none.
+    """
+    with open(Path(folder) / "plots" / "metrics" / f"{metric}.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return np.array([int(row["step"]) / 1000 for row in rows]), np.array([float(row[metric]) for row in rows])
+
+
+def log_scale(axis) -> None:
+    """Make a matplotlib axis logarithmic, with plain numbers at 1, 2, 5, 10, …"""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
+    """Running median, of the same length: a curve without its outliers."""
+    padded = np.pad(values, window // 2, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The padding space
+
+
+def ring_maps(p: Padding) -> dict[str, Tensor]:
+    """What p holds, as maps for `panel`: norms over channels, [N, 4, 4] of the constant, and [N, r + 2, r + 2] of each
+    ring in its place, NaN inside."""
+    maps = {} if p.const is None else {"constant": p.const.norm(dim=1)}
+    for ring in p.rings:
+        r = ring.shape[-1] // 4 - 1
+        inside = torch.full((len(ring), 1, r, r), math.nan, device=ring.device)
+        maps[f"ring {r}²"] = pad_ring(inside, ring.norm(dim=1, keepdim=True))[:, 0]  # [N, r + 2, r + 2]
+    return maps

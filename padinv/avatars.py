@@ -28,25 +28,32 @@ def _even(names: str) -> dict[str, float]:
 
 # Options and their weights. A sub-set of the style, without what is unreadable at 64 px or only a joke.
 SHAPES: dict[str, dict[str, float]] = {
-    "hair": _even("bob bun curly dreads dreads01 fro longButNotTooLong miaWallace shaggy shortCurly "
-                  "shortFlat shortWaved straight01 straightAndStrand theCaesar"),
+    "hair": _even(
+        "bob bun curly dreads dreads01 fro longButNotTooLong miaWallace shaggy shortCurly "
+        "shortFlat shortWaved straight01 straightAndStrand theCaesar"
+    ),
     "hat": {"none": 36, **_even("hat turban winterHat02 winterHat03")},
     "glasses": {"none": 15, **_even("prescription01 prescription02 round sunglasses wayfarers")},
-    "facial_hair": {"none": 20, **_even("beardLight beardMajestic beardMedium moustacheFancy "
-                                         "moustacheMagnum")},
+    "facial_hair": {"none": 20, **_even("beardLight beardMajestic beardMedium moustacheFancy moustacheMagnum")},
     "eyes": {"default": 3, **_even("closed happy side squint surprised wink")},
     "eyebrows": {"default": 2, **_even("angryNatural flatNatural raisedExcited sadConcerned upDown")},
-    "mouth": {"smile": 2, **_even("default concerned disbelief grimace sad screamOpen serious tongue "
-                                    "twinkle")},
-    "clothes": _even("blazerAndShirt blazerAndSweater collarAndSweater hoodie overall shirtCrewNeck "
-                     "shirtScoopNeck shirtVNeck"),
+    "mouth": {"smile": 2, **_even("default concerned disbelief grimace sad screamOpen serious tongue twinkle")},
+    "clothes": _even(
+        "blazerAndShirt blazerAndSweater collarAndSweater hoodie overall shirtCrewNeck shirtScoopNeck shirtVNeck"
+    ),
 }
 COLOURS: dict[str, dict[str, float]] = {
     "skin": _even("#6d4a3a #8d5a3c #ae5d29 #d08b5b #edb98a #ffdbb4"),
-    "hair_colour": {"#2c1b18": 3, "#4a312c": 2, "#724133": 2, "#a55728": 2, "#b58143": 2, "#d6b370": 2,
-                    **_even("#c93305 #e8e1e1 #f59797 #5b7fd0")},
-    "clothes_colour": _even("#262e33 #3c4f5c #25557c #5199e4 #65c9ff #3fa66b #ff5c5c #ff488e "
-                             "#f2c84b #f4f4f4"),
+    "hair_colour": {
+        "#2c1b18": 3,
+        "#4a312c": 2,
+        "#724133": 2,
+        "#a55728": 2,
+        "#b58143": 2,
+        "#d6b370": 2,
+        **_even("#c93305 #e8e1e1 #f59797 #5b7fd0"),
+    },
+    "clothes_colour": _even("#262e33 #3c4f5c #25557c #5199e4 #65c9ff #3fa66b #ff5c5c #ff488e #f2c84b #f4f4f4"),
     "background": _even("#b6e3f4 #c0aede #d1d4f9 #ffd5dc #ffdfbf #cdeac0 #f5efc9 #a9d6d0"),
 }
 ATTRIBUTES = (*SHAPES, *COLOURS)
@@ -99,13 +106,13 @@ def blend(a: Attributes, b: Attributes) -> Attributes:
 
 def blending_attributes(seed: int, count: int = 200) -> list[tuple[Attributes, Attributes, Attributes]]:
     """[(a, b, truth)]. `b` wears no hat: the truth is decidable only if the colour of its hair shows."""
-    pairs = [(sample(seed, "blending-a", i), sample(seed, "blending-b", i) | {"hat": "none"})
-             for i in range(count)]
+    pairs = [(sample(seed, "blending-a", i), sample(seed, "blending-b", i) | {"hat": "none"}) for i in range(count)]
     return [(a, b, blend(a, b)) for a, b in pairs]
 
 
-def editing_attributes(seed: int, edit: str, count: int = 100
-                       ) -> tuple[Attributes, Attributes, list[Attributes], list[Attributes]]:
+def editing_attributes(
+    seed: int, edit: str, count: int = 100
+) -> tuple[Attributes, Attributes, list[Attributes], list[Attributes]]:
     """(before, after, targets, truths) of one of `EDITS`. The pair is a plain face, bare of additions."""
     name, old, new = EDITS[edit]
     plain = {"hat": "none", "glasses": "none", "facial_hair": "none", "eyes": "default"}
@@ -126,10 +133,13 @@ def _renderer():
     try:
         import resvg_py
         from dicebear import Avatar, Style
+
         style = Style(json.loads(files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")))
     except ImportError as e:
-        raise ImportError(f"rendering avatars needs dicebear-core, dicebear-styles and resvg_py ({e}); "
-                          "install them with: pip install dicebear-core dicebear-styles resvg_py") from e
+        raise ImportError(
+            f"rendering avatars needs dicebear-core, dicebear-styles and resvg_py ({e}); "
+            "install them with: pip install dicebear-core dicebear-styles resvg_py"
+        ) from e
     return lambda options: str(Avatar(style, options)), resvg_py.svg_to_bytes
 
 
@@ -138,18 +148,28 @@ def svg(attributes: Attributes) -> str:
     are ignored (a row of labels.csv will do). ValueError for an attribute that is missing or unknown."""
     for name, values in (SHAPES | COLOURS).items():
         if attributes.get(name) not in values:
-            raise ValueError(f"attributes[{name!r}]: got {attributes.get(name)!r}, "
-                             f"expected one of {list(values)}")
-    parts = {"top": attributes["hair"] if attributes["hat"] == "none" else attributes["hat"],
-             "accessories": attributes["glasses"], "facialHair": attributes["facial_hair"],
-             **{k: attributes[k] for k in ("eyes", "eyebrows", "mouth", "clothes")}}
+            raise ValueError(f"attributes[{name!r}]: got {attributes.get(name)!r}, expected one of {list(values)}")
+    parts = {
+        "top": attributes["hair"] if attributes["hat"] == "none" else attributes["hat"],
+        "accessories": attributes["glasses"],
+        "facialHair": attributes["facial_hair"],
+        **{k: attributes[k] for k in ("eyes", "eyebrows", "mouth", "clothes")},
+    }
     hair, cloth = attributes["hair_colour"], attributes["clothes_colour"]
-    options = {"seed": "padinv", "backgroundColor": attributes["background"], "skinColor": attributes["skin"],
-               "hairColor": hair, "facialHairColor": hair, "clothesColor": cloth, "hatColor": cloth,
-               "accessoriesColor": "#262e33"}
+    options = {
+        "seed": "padinv",
+        "backgroundColor": attributes["background"],
+        "skinColor": attributes["skin"],
+        "hairColor": hair,
+        "facialHairColor": hair,
+        "clothesColor": cloth,
+        "hatColor": cloth,
+        "accessoriesColor": "#262e33",
+    }
     for part, value in parts.items():
-        options |= {f"{part}Probability": 0} if value == "none" else {
-            f"{part}Probability": 100, f"{part}Variant": value}
+        options |= (
+            {f"{part}Probability": 0} if value == "none" else {f"{part}Probability": 100, f"{part}Variant": value}
+        )
     drawing, _ = _renderer()
     whole, cropped = 'viewBox="0 0 280 280"', 'viewBox="{} {} {} {}"'.format(*VIEW_BOX)
     return drawing(options).replace(whole, cropped, 1)

@@ -49,8 +49,9 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def read_image(source: str | os.PathLike | bytes | io.IOBase, resolution: int | None = None,
-               name: str | None = None) -> Tensor:
+def read_image(
+    source: str | os.PathLike | bytes | io.IOBase, resolution: int | None = None, name: str | None = None
+) -> Tensor:
     """Decodes an image from a path, its encoded bytes or an open binary file: uint8 [3, H, W].
 
     Converted: EXIF rotation is applied; grey, palette and CMYK become RGB; 16 bits are rounded to 8;
@@ -81,8 +82,11 @@ def read_image(source: str | os.PathLike | bytes | io.IOBase, resolution: int | 
     if resolution is not None:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         box = (left, top, left + side, top + side)
-        image = (image.reduce(side // resolution, box) if side % resolution == 0  # exact pixel means
-                 else image.resize((resolution, resolution), Image.Resampling.BICUBIC, box))  # anti-aliased
+        image = (
+            image.reduce(side // resolution, box)
+            if side % resolution == 0  # exact pixel means
+            else image.resize((resolution, resolution), Image.Resampling.BICUBIC, box)
+        )  # anti-aliased
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
@@ -117,8 +121,11 @@ class ImageDataset:
             self._files = {f.filename: f for f in self._zip().infolist() if not f.is_dir()}
         else:
             raise FileNotFoundError(f"path: {self.path} does not exist; expected a folder or .zip of images")
-        self.names = sorted(n for n in self._files if PurePosixPath(n).suffix.lower() in SUFFIXES
-                            and not PurePosixPath(n).name.startswith("."))
+        self.names = sorted(
+            n
+            for n in self._files
+            if PurePosixPath(n).suffix.lower() in SUFFIXES and not PurePosixPath(n).name.startswith(".")
+        )
         if not self.names:
             raise ValueError(f"path: no images in {self.path}; expected files named *{', *'.join(SUFFIXES)}")
         self.labels = self._labels()
@@ -133,8 +140,7 @@ class ImageDataset:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": None}
 
-    def tensor(self, indices: Iterable[int] | None = None, progress: bool = True,
-               skip_bad: bool = False) -> Tensor:
+    def tensor(self, indices: Iterable[int] | None = None, progress: bool = True, skip_bad: bool = False) -> Tensor:
         """Decodes all images, or those of `indices`, into memory: uint8 [N, 3, R, R].
 
         If some cannot be read, a ValueError names them; with `skip_bad` they are left out instead, named in a
@@ -151,14 +157,19 @@ class ImageDataset:
             if not found:
                 images = np.empty((len(names), *x.shape), np.uint8)  # [N, 3, R, R]
             elif x.shape != images.shape[1:]:
-                raise ValueError(f"{self.path}/{name}: {x.shape[2]} x {x.shape[1]} pixels, others have "
-                                 f"{images.shape[3]} x {images.shape[2]}; give ImageDataset a resolution")
+                raise ValueError(
+                    f"{self.path}/{name}: {x.shape[2]} x {x.shape[1]} pixels, others have "
+                    f"{images.shape[3]} x {images.shape[2]}; give ImageDataset a resolution"
+                )
             images[found] = x
             found += 1
         if self.bad:
             reasons = list(self.bad.values())
-            report = (f"{len(reasons)} of {len(names)} images of {self.path} cannot be read: "
-                      + "; ".join(reasons[:10]) + ("; and more (see .bad)" if len(reasons) > 10 else ""))
+            report = (
+                f"{len(reasons)} of {len(names)} images of {self.path} cannot be read: "
+                + "; ".join(reasons[:10])
+                + ("; and more (see .bad)" if len(reasons) > 10 else "")
+            )
             if not skip_bad or not found:
                 raise ValueError(f"{report}. Repair them, or leave them out with tensor(skip_bad=True)")
             warnings.warn(f"{report}. They are left out", stacklevel=2)
@@ -193,8 +204,10 @@ class ImageDataset:
             raise ValueError(f"{self.path}/labels.csv: no comma-separated values in UTF-8 ({e})") from e
         missing = [n for n in self.names if n not in rows]
         if missing:
-            raise ValueError(f"{self.path}/labels.csv: {len(missing)} images have no row, the first is "
-                             f"{missing[0]!r}; expected a column 'file' that names every image")
+            raise ValueError(
+                f"{self.path}/labels.csv: {len(missing)} images have no row, the first is "
+                f"{missing[0]!r}; expected a column 'file' that names every image"
+            )
         return [rows[n] for n in self.names]
 
 
@@ -248,8 +261,7 @@ def _bar(items: Iterable, total: int, what: str, progress: bool) -> Iterable:
 COUNTS = {"train": 13000, "test": 1000, "blending": 200, "editing": 100}  # images, triples, targets per edit
 
 
-def write_zip(path: str | os.PathLike, images: Iterable[tuple[str, bytes]],
-              rows: list[dict[str, str]]) -> None:
+def write_zip(path: str | os.PathLike, images: Iterable[tuple[str, bytes]], rows: list[dict[str, str]]) -> None:
     """Writes encoded images (name, bytes) and `rows` as labels.csv into an uncompressed zip with fixed time
     stamps: equal content gives equal bytes. The file appears only when it is complete."""
     path = Path(path)
@@ -291,8 +303,16 @@ def avatar_rows(part: str, seed: int = 0, count: int | None = None) -> list[dict
             found += [(edit, "truth", i, x) for i, x in enumerate(truths)]
     else:
         found = [(part, "image", i, avatars.sample(seed, part, i)) for i in range(count)]
-    return [{"file": f"{i:05d}.webp" if role == "image" else f"{task}-{role}-{i:03d}.webp",
-             "task": task, "role": role, "index": str(i), **x} for task, role, i, x in found]
+    return [
+        {
+            "file": f"{i:05d}.webp" if role == "image" else f"{task}-{role}-{i:03d}.webp",
+            "task": task,
+            "role": role,
+            "index": str(i),
+            **x,
+        }
+        for task, role, i, x in found
+    ]
 
 
 def _render(row: dict[str, str], resolution: int) -> tuple[str, bytes]:
@@ -303,8 +323,15 @@ def _render(row: dict[str, str], resolution: int) -> tuple[str, bytes]:
     return row["file"], out.getvalue()
 
 
-def write_avatars(path: str | os.PathLike, part: str, resolution: int = 64, seed: int = 0,
-                  count: int | None = None, workers: int = 2, progress: bool = True) -> None:
+def write_avatars(
+    path: str | os.PathLike,
+    part: str,
+    resolution: int = 64,
+    seed: int = 0,
+    count: int | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> None:
     """Renders one part of the avatars data (see `avatar_rows`) into a zip of lossless WebP."""
     rows = avatar_rows(part, seed, count)
     with ProcessPoolExecutor(workers) as pool:
@@ -313,8 +340,11 @@ def write_avatars(path: str | os.PathLike, part: str, resolution: int = 64, seed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m padinv.data", description="Render the avatars data set.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m padinv.data",
+        description="Render the avatars data set.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--out", default="data/avatars-64", help="folder of the four zips that are written")
     parser.add_argument("--resolution", type=int, default=64, help="pixels along a side")
     parser.add_argument("--seed", type=int, default=0, help="decides every avatar")

@@ -1,6 +1,6 @@
 """Training of the generator and of the encoders: one process or many, a CPU or GPUs, resumable to the bit.
 
-    python -m padinv.training generator --data data/avatars-64/train.zip --out generator.safetensors --run runs/g
+    python -m padinv.training generator --data data/avatars-64/train.zip --out generator.safetensors --workdir runs/g
     accelerate launch -m padinv.training encoder --method padinv …
 
 Every random number of step k follows from (seed, k, process), so a resumed run repeats what an unbroken one does.
@@ -194,7 +194,7 @@ class Loop:
         changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
         if changed:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
-                             "remove the folder to start anew or give another --run")  # fmt: skip
+                             "remove the folder to start anew or give another --workdir")  # fmt: skip
         self.step, self.history = state["step"], json.loads(state["history"])
         return state
 
@@ -304,7 +304,7 @@ def train_generator(
     accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data)}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
-    images = ImageDataset(data, resolution=config.resolution).tensor()
+    images = ImageDataset(data, resolution=config.resolution).tensor(progress=accelerator.is_main_process)
     batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
 
     def build(resolution: int, old: tuple | None = None) -> tuple[Generator, Discriminator, Generator, Adam, Adam]:
@@ -451,7 +451,7 @@ def train_encoder(
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
-    images = ImageDataset(data, resolution=G.resolution).tensor()
+    images = ImageDataset(data, resolution=G.resolution).tensor(progress=accelerator.is_main_process)
     batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
     torch.manual_seed(step_seed(config.seed, 0, -2))
     E = Encoder.for_generator(G, **config.encoder).to(accelerator.device, memory_format=torch.channels_last).train()
@@ -549,7 +549,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder or zip of images")
     parser.add_argument("--generator", help="encoder: checkpoint of the generator to invert")
     parser.add_argument("--out", required=True, help="safetensors file to write")
-    parser.add_argument("--run", required=True, help="folder of the resumable state and of sample grids")
+    parser.add_argument("--workdir", required=True, help="folder of the resumable state and of sample grids")
     parser.add_argument("--curves", help="folder for the training curves")
     parser.add_argument("--params", default="params.yaml", help="parameters (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a parameter")
@@ -560,7 +560,7 @@ def main(arguments: list[str] | None = None) -> None:
         params = yaml.safe_load(Path(args.params).read_text())
         if args.what == "generator":
             config = configure(GeneratorTraining, params["train_generator"], args.set)
-            train_generator(args.data, args.out, config, args.run, args.curves)
+            train_generator(args.data, args.out, config, args.workdir, args.curves)
         else:
             section = dict(params["train_encoder"])
             methods = section.pop("methods")
@@ -570,7 +570,7 @@ def main(arguments: list[str] | None = None) -> None:
             config = configure(EncoderTraining, section, args.set)
             if args.generator is None:
                 raise ValueError("--generator: the checkpoint of the generator is needed")
-            train_encoder(args.data, args.generator, args.out, config, args.run, args.curves)
+            train_encoder(args.data, args.generator, args.out, config, args.workdir, args.curves)
     except (Stop, ValueError, OSError) as error:
         sys.exit(f"padinv.training: {error}")
 

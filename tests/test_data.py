@@ -15,18 +15,20 @@ from PIL import Image
 from padinv import avatars, data
 
 ROOT = Path(__file__).resolve().parents[1]
-PINNED_SAMPLE = {"hair": "dreads01",
- "hat": "none",
- "glasses": "none",
- "facial_hair": "none",
- "eyes": "happy",
- "eyebrows": "upDown",
- "mouth": "smile",
- "clothes": "hoodie",
- "skin": "#6d4a3a",
- "hair_colour": "#f59797",
- "clothes_colour": "#65c9ff",
- "background": "#cdeac0"}
+PINNED_SAMPLE = {
+    "hair": "dreads01",
+    "hat": "none",
+    "glasses": "none",
+    "facial_hair": "none",
+    "eyes": "happy",
+    "eyebrows": "upDown",
+    "mouth": "smile",
+    "clothes": "hoodie",
+    "skin": "#6d4a3a",
+    "hair_colour": "#f59797",
+    "clothes_colour": "#65c9ff",
+    "background": "#cdeac0",
+}
 PINNED_PIXELS = "010befc8c70199f61097a32ae6689f5ab19d7b83f31000baeda7c4bb634183d6"
 
 
@@ -42,10 +44,16 @@ def picture(width=32, height=32, seed=0) -> Image.Image:
 
 def png_header(width, height) -> bytes:
     """A PNG that claims a size but holds next to nothing, as a decompression bomb does."""
+
     def block(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return (b"\x89PNG\r\n\x1a\n" + block(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + block(b"IDAT", zlib.compress(bytes(1000))) + block(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + block(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + block(b"IDAT", zlib.compress(bytes(1000)))
+        + block(b"IEND", b"")
+    )
 
 
 def make_zip(path, entries) -> Path:
@@ -120,8 +128,12 @@ def test_extreme_width_is_cropped():
 
 def test_grey_palette_and_cmyk_become_rgb():
     grey = picture().convert("L")
-    for image, kind in ((grey, "PNG"), (grey.convert("1"), "PNG"), (picture().quantize(16), "PNG"),
-                        (picture().convert("CMYK"), "TIFF")):
+    for image, kind in (
+        (grey, "PNG"),
+        (grey.convert("1"), "PNG"),
+        (picture().quantize(16), "PNG"),
+        (picture().convert("CMYK"), "TIFF"),
+    ):
         x = data.read_image(encoded(image, kind))
         assert torch.equal(x, torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)), image.mode
 
@@ -168,18 +180,21 @@ def test_first_frame_of_an_animation():
     assert x[:, 0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "not an image"),
-    (b"hello, this is text", "not an image"),
-    (encoded(picture())[:-1500], "cannot be decoded"),
-    (encoded(picture(64, 64), "JPEG")[:900], "cannot be decoded"),
-    (encoded(picture())[:20], "not an image|cannot be decoded"),
-    (encoded(Image.new("RGB", (1, 1))), "1 x 1 pixels, expected 8"),
-    (encoded(Image.new("RGB", (4000, 3))), "4000 x 3 pixels"),
-    (png_header(20000, 5000), "too large .20000 x 5000"),
-    (png_header(100000, 100000), "too large"),
-    (png_header(64, 64), "cannot be decoded"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an image"),
+        (b"hello, this is text", "not an image"),
+        (encoded(picture())[:-1500], "cannot be decoded"),
+        (encoded(picture(64, 64), "JPEG")[:900], "cannot be decoded"),
+        (encoded(picture())[:20], "not an image|cannot be decoded"),
+        (encoded(Image.new("RGB", (1, 1))), "1 x 1 pixels, expected 8"),
+        (encoded(Image.new("RGB", (4000, 3))), "4000 x 3 pixels"),
+        (png_header(20000, 5000), "too large .20000 x 5000"),
+        (png_header(100000, 100000), "too large"),
+        (png_header(64, 64), "cannot be decoded"),
+    ],
+)
 def test_bad_images_are_refused_by_name(content, message, tmp_path):
     path = tmp_path / "bad one.png"
     path.write_bytes(content)
@@ -201,8 +216,10 @@ def test_folder_and_zip_agree(tmp_path):
     (folder / "notes.txt").write_text("passed over")
     (folder / ".hidden.png").write_text("passed over")
     (folder / "labels.csv").write_text("\ufefffile,age\na.png,1\nc.webp,2\nb/2.PNG,0\n", encoding="utf-8")
-    zipped = make_zip(tmp_path / "images.zip", [(p.relative_to(folder).as_posix(), p.read_bytes())
-                                                for p in sorted(folder.rglob("*")) if p.is_file()])
+    zipped = make_zip(
+        tmp_path / "images.zip",
+        [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()],
+    )
     for path in (folder, str(zipped)):
         ds = data.ImageDataset(path, 16)
         assert len(ds) == 3 and ds.names == ["a.png", "b/2.PNG", "c.webp"]
@@ -243,9 +260,12 @@ def test_missing_empty_and_corrupt_datasets(tmp_path):
 
 def test_labels_must_fit(tmp_path):
     image = encoded(picture())
-    for table, message in ((b"file\nb.png\n", "1 images have no row, the first is 'a.png'"),
-                           (b"name\na.png\n", "column 'file'"), (b"file\n\xff\xfe\n", "UTF-8"),
-                           (b"", "column 'file'")):
+    for table, message in (
+        (b"file\nb.png\n", "1 images have no row, the first is 'a.png'"),
+        (b"name\na.png\n", "column 'file'"),
+        (b"file\n\xff\xfe\n", "UTF-8"),
+        (b"", "column 'file'"),
+    ):
         path = make_zip(tmp_path / "x.zip", [("a.png", image), ("labels.csv", table)])
         with pytest.raises(ValueError, match=f"labels.csv: .*{message}"):
             data.ImageDataset(path)
@@ -253,17 +273,25 @@ def test_labels_must_fit(tmp_path):
 
 def test_odd_names_in_a_zip_stay_in_memory(tmp_path):
     names = ["../up.png", "/abs.png", "a\\b.png", "sp ace/Ünï-π.png", "con.png"]
-    path = make_zip(tmp_path / "odd.zip", [(n, encoded(picture())) for n in names]
-                    + [("__MACOSX/._con.png", b"junk"), ("dir.png/", b"")])
+    path = make_zip(
+        tmp_path / "odd.zip",
+        [(n, encoded(picture())) for n in names] + [("__MACOSX/._con.png", b"junk"), ("dir.png/", b"")],
+    )
     ds = data.ImageDataset(path, 16)
     assert ds.names == sorted(names) and len(ds.tensor(progress=False)) == 5
     assert [p.name for p in tmp_path.rglob("*")] == ["odd.zip"]
 
 
 def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
-    path = make_zip(tmp_path / "mixed.zip", [
-        ("0.png", b"junk"), ("1.png", encoded(picture())), ("2.png", encoded(picture())[:-100]),
-        *((f"{i}.png", encoded(picture(seed=i))) for i in (3, 4, 5))])
+    path = make_zip(
+        tmp_path / "mixed.zip",
+        [
+            ("0.png", b"junk"),
+            ("1.png", encoded(picture())),
+            ("2.png", encoded(picture())[:-100]),
+            *((f"{i}.png", encoded(picture(seed=i))) for i in (3, 4, 5)),
+        ],
+    )
     content = bytearray(path.read_bytes())
     content[content.index(encoded(picture(seed=4))) + 1000] ^= 255  # the checksum no longer fits
     path.write_bytes(content)
@@ -325,6 +353,7 @@ def test_sampling_is_pinned():
 def test_no_test_image_or_true_result_has_the_colours_of_a_training_image():
     def colours(rows):
         return {tuple(r[k] for k in avatars.COLOURS) for r in rows}
+
     train = colours(data.avatar_rows("train", count=3000))
     other = [r for part in ("test", "blending", "editing") for r in data.avatar_rows(part)]
     assert len(other) == 1000 + 3 * 200 + 6 * 202 and not train & colours(other)
@@ -407,6 +436,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
     def broken():
         yield "a.webp", b"x"
         raise OSError(28, "No space left on device")
+
     (tmp_path / "x.zip").write_bytes(b"the old one")
     with pytest.raises(OSError, match="No space left"):
         data.write_zip(tmp_path / "x.zip", broken(), [{"file": "a.webp"}])
@@ -414,12 +444,31 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
 
 
 def test_command_line(renderer, tmp_path, monkeypatch, capsys):
-    argv = ["data", "--out", str(tmp_path / "out"), "--resolution", "8", "--train", "3", "--test", "2",
-            "--blending", "1", "--editing", "1", "--workers", "1"]
+    argv = [
+        "data",
+        "--out",
+        str(tmp_path / "out"),
+        "--resolution",
+        "8",
+        "--train",
+        "3",
+        "--test",
+        "2",
+        "--blending",
+        "1",
+        "--editing",
+        "1",
+        "--workers",
+        "1",
+    ]
     monkeypatch.setattr("sys.argv", argv)
     data.main()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "blending.zip", "editing.zip", "test.zip", "train.zip"]
+        "blending.zip",
+        "editing.zip",
+        "test.zip",
+        "train.zip",
+    ]
     assert len(data.ImageDataset(tmp_path / "out/train.zip")) == 3
     assert "train.zip: 0.0 MB" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["data", "--help"])

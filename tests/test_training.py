@@ -109,7 +109,7 @@ def command(data, folder, *overrides):
     settings = "\n".join(f"  {key}: {value}" for key, value in TINY.items())
     params.write_text(f"train_generator:\n{settings}\n  images: 4000\n  save_every: 0.1\n")
     return [sys.executable, "-m", "padinv.training", "generator", "--data", data, "--params", str(params),
-            "--out", str(folder / "cli.safetensors"), "--run", str(folder / "cli"),
+            "--out", str(folder / "cli.safetensors"), "--workdir", str(folder / "cli"),
             *(word for o in overrides for word in ("--set", o))]  # fmt: skip
 
 

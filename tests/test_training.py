@@ -1,6 +1,5 @@
 """Training: it learns, resumes to the bit, survives being killed, and says what is wrong."""
 
-import dataclasses
 import os
 import signal
 import subprocess

@@ -35,7 +35,7 @@ def invert(
         steps: gradient steps from the encoder's answer on MSE + lpips_weight · LPIPS-Alex. Each image keeps the best
             code on its way, the encoder's included, so no step makes it worse. 0: the encoder alone.
         space: "w+p" refines w and p, "w+" refines w and keeps p as encoded.
-        lr: of Adam, in standard deviations of w and of the generator's activations; it follows a cosine to 0.
+        lr: of Adam for w; p moves at 0.3 of it. It follows a cosine to 0.
         lpips_weight: 0 leaves the perceptual term out.
         batch: images that are computed together; they do not influence each other.
         progress: show a bar.
@@ -75,10 +75,10 @@ def refine(x: Tensor, code: Code, G: Generator, steps: int, space: str, lr: floa
     target = perceptual.features(x) if lpips_weight else None
     with torch.inference_mode(False), torch.enable_grad():
         code = code.clone()
-        free = code.tensors if space == "w+p" else (code.w,)
-        for t in free:
-            t.requires_grad_(True)
-        optimizer = torch.optim.Adam(free, lr=lr, betas=(0.9, 0.99))
+        # The coefficients of P are many and act together: at the pace of w they overshoot on some images.
+        paces = {code.w: 1.0} | ({t: 0.3 for t in code.p.tensors} if space == "w+p" and code.p is not None else {})
+        groups = [{"params": [t.requires_grad_(True)], "pace": pace} for t, pace in paces.items()]
+        optimizer = torch.optim.Adam(groups, lr=lr, betas=(0.9, 0.99))
         best, best_loss = code.detach().clone(), torch.full((len(x),), math.inf, device=x.device)
         for step in range(steps + 1):  # the last pass only measures
             y = G(code)
@@ -91,7 +91,8 @@ def refine(x: Tensor, code: Code, G: Generator, steps: int, space: str, lr: floa
                 kept[better] = now.detach()[better]
             if step == steps:
                 return best
-            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group in optimizer.param_groups:
+                group["lr"] = group["pace"] * lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()  # a sum of terms of single images: the batch size changes nothing
             optimizer.step()

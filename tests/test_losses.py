@@ -64,10 +64,11 @@ def test_a_distance():
 
 def test_gradient_agrees_with_finite_differences():
     m = lpips("alex")
-    x, direction, eps = X.clone().requires_grad_(), torch.randn_like(X), 1e-2
+    x, eps = X.clone().requires_grad_(), 1e-2
     (grad,) = torch.autograd.grad(m(x, Y).sum(), x)
+    direction = grad / grad.norm()  # uphill, where the slope is large against the kinks of ReLU and rounding
     slope = (m(X + eps * direction, Y) - m(X - eps * direction, Y)).sum() / (2 * eps)
-    assert slope.item() == pytest.approx((grad * direction).sum().item(), rel=0.02)
+    assert slope.item() == pytest.approx(grad.norm().item(), rel=0.02)
 
 
 def test_gradient_is_finite_where_all_features_are_zero():

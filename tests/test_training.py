@@ -1,5 +1,6 @@
 """Training: it learns, resumes to the bit, survives being killed, and says what is wrong."""
 
+import json
 import os
 import signal
 import subprocess
@@ -132,7 +133,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
         assert process.returncode == 1 and "state saved" in said
     step = torch.load(tmp_path / "cli" / "state.pt", weights_only=True)["step"]
     images = 4 * (step + 2)
-    assert step > 0 and not list((tmp_path / "cli").glob(".*.tmp")) or how == signal.SIGKILL
+    assert step > 0
+    assert how == signal.SIGKILL or not list((tmp_path / "cli").glob(".*.tmp"))
     config = T.GeneratorTraining(**TINY, images=images, save_every=0.1)
     T.train_generator(data, str(tmp_path / "resumed.safetensors"), config, str(tmp_path / "cli"))
     T.train_generator(data, str(tmp_path / "whole.safetensors"), config, str(tmp_path / "whole"))
@@ -175,9 +177,8 @@ def train_e(data, generator, folder, images, name="e", encoder=None, **settings)
     config = T.EncoderTraining(**settings, images=images, encoder=SMALL_ENCODER | (encoder or {}))
     out = folder / f"{name}.safetensors"
     T.train_encoder(data, generator, str(out), config, str(folder / name))
-    return load_encoder(out), T.json.loads((folder / name / "history.json").read_text()) if settings.get(
-        "grid_every"
-    ) else None
+    history = folder / name / "history.json"  # written with each sample grid
+    return load_encoder(out), json.loads(history.read_text()) if history.exists() else None
 
 
 def test_encoder_learns_and_resumes_exactly(data, generator, tmp_path):

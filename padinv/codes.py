@@ -83,10 +83,13 @@ class Padding(_Linear):
             keep the generator's own.
         rings: for r = 4, 8, 16, … the coefficients [N, nf(r), 4(r + 1)] around the input of the second 3×3
             convolution of that resolution, in the order of `padinv.ops.pad_ring`.
+        modulated: whether the generator multiplies the rings by the style, as it does the activations inside them; the
+            paper's do not (an ablation).
     """
 
     const: Tensor | None
     rings: tuple[Tensor, ...]
+    modulated: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "rings", tuple(self.rings))
@@ -110,15 +113,16 @@ class Padding(_Linear):
         return len(self.tensors[0])
 
     def map(self, f):
-        return Padding(None if self.const is None else f(self.const), tuple(f(ring) for ring in self.rings))
+        const = None if self.const is None else f(self.const)
+        return Padding(const, tuple(f(ring) for ring in self.rings), self.modulated)
 
     def zip(self, other, f):
         mine, theirs = ([None if t is None else [*t.shape[1:]] for t in (p.const, *p.rings)] for p in (self, other))
-        if mine != theirs:
+        if mine != theirs or self.modulated != other.modulated:
             raise ValueError(f"p: paddings of different layout, const and rings of {mine} against {theirs}; both codes "
                              "must come from encoders of one layout for one generator")  # fmt: skip
         const = None if self.const is None else f(self.const, other.const)
-        return Padding(const, tuple(f(a, b) for a, b in zip(self.rings, other.rings, strict=True)))
+        return Padding(const, tuple(f(a, b) for a, b in zip(self.rings, other.rings, strict=True)), self.modulated)
 
     @classmethod
     def from_maps(cls, maps: dict[int, Tensor]) -> "Padding":
@@ -191,7 +195,8 @@ class Code(_Linear):
         p = None
         if codes[0].p is not None:
             const = None if codes[0].p.const is None else torch.cat([c.p.const for c in codes])
-            p = Padding(const, tuple(map(torch.cat, zip(*(c.p.rings for c in codes), strict=True))))
+            rings = tuple(map(torch.cat, zip(*(c.p.rings for c in codes), strict=True)))
+            p = Padding(const, rings, codes[0].p.modulated)
         return cls(torch.cat([c.w for c in codes]), p)
 
     def save(self, path, **metadata) -> None:
@@ -202,6 +207,7 @@ class Code(_Linear):
         if self.p is not None:
             tensors |= {f"ring{i}": ring for i, ring in enumerate(self.p.rings)}
             tensors |= {} if self.p.const is None else {"const": self.p.const}
+            metadata |= {"modulated": True} if self.p.modulated else {}
         save_tensors(path, tensors, {"kind": "code", **{key: json.dumps(value) for key, value in metadata.items()}})
 
     @classmethod
@@ -209,10 +215,11 @@ class Code(_Linear):
         """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
         from padinv.checkpoints import load_tensors
 
-        tensors, _ = load_tensors(path, kind="code", device=device)
+        tensors, metadata = load_tensors(path, kind="code", device=device)
         try:
             rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))
-            p = Padding(tensors.get("const"), rings) if rings or "const" in tensors else None
+            modulated = metadata.get("modulated") == "true"
+            p = Padding(tensors.get("const"), rings, modulated) if rings or "const" in tensors else None
             return cls(tensors["w"], p)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a whole code ({error})") from error

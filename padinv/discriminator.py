@@ -58,6 +58,17 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
     return torch.cat((x, std), dim=1)  # [N, C + 1, H, W]
 
 
+class LatentDiscriminator(nn.Sequential):
+    """Code -> logit: does w come from the generator's own mapping? (e4e, Tov et al. 2021, section 4.2)
+
+    [N, w_dim] -> [N, 1].
+    """
+
+    def __init__(self, w_dim: int, layers: int = 4):
+        hidden = [EqualLinear(w_dim, w_dim, act="lrelu") for _ in range(layers - 1)]
+        super().__init__(*hidden, EqualLinear(w_dim, 1))
+
+
 class Discriminator(nn.Module):
     """Image -> realness logit. Channels and resolution are those of the generator's config.
 

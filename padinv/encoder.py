@@ -4,7 +4,7 @@ IResNet-SE backbone -> feature pyramid over the last three stages -> one head pe
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,12 @@ class EncoderConfig:
     padding_level: int = 0  # pyramid level that feeds the P branch: 0 the finest, 2 the coarsest
     padding_channels: int = 48  # of the P branch
     padding_depth: int = 2  # blocks of the P branch
+    # What the ablations vary, and the baselines.
+    padding_heads: str = "layer"  # 1×1 heads of the rings: one per "layer", one "shared", or "none"
+    modulated: bool = False  # the rings lie before the style modulation: the generator multiplies them by the style
+    predict_w: bool = True  # False keeps w at w_avg: P alone
+    base_w: bool = False  # e4e: the first head gives one w for all layers, the others their offsets from it
+    residual: bool = False  # ReStyle: from an image and its inversion so far, the change of the code
 
     def __post_init__(self):
         for name in ("channels", "widths", "depths", "strides"):
@@ -51,12 +57,18 @@ class EncoderConfig:
         if not 0 <= self.padded_resolutions <= len(self.channels):
             raise ValueError(f"padded_resolutions: expected 0 to {len(self.channels)}, the generator's resolutions, "
                              f"got {self.padded_resolutions}")  # fmt: skip
-        for name, known in {"padding": ("offset", "outright"), "layout": ("aligned", "centre"),
-                            "padding_level": (0, 1, 2)}.items():  # fmt: skip
+        choices = {"padding": ("offset", "outright"), "layout": ("aligned", "centre"), "padding_level": (0, 1, 2),
+                   "padding_heads": ("layer", "shared", "none")}  # fmt: skip
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        if self.padding == "outright" and self.replace_const and self.padding_channels != self.channels[0]:
-            raise ValueError(f"padding_channels: outright padding takes the constant from the P branch as it is: "
+        if not self.predict_w and not (self.padded_resolutions or self.replace_const):
+            raise ValueError(
+                "predict_w: an encoder without w, rings (padded_resolutions) and constant predicts nothing"
+            )
+        headless = self.padding == "outright" and self.replace_const or self.padding_heads == "none"
+        if headless and self.padding_channels != self.channels[0]:
+            raise ValueError(f"padding_channels: outright padding or padding_heads none take the P branch as it is: "
                              f"expected {self.channels[0]}, the constant's, got {self.padding_channels}")  # fmt: skip
         if self.level_sizes[-1] < 2:
             raise ValueError(f"strides: {self.strides} leave nothing of {self.input_resolution}² images: the last "
@@ -161,14 +173,17 @@ class PaddingBranch(nn.Module):
         self.blocks = nn.Sequential(
             *(ResidualBlock(c if i else in_channels, c, 1, config.se_reduction) for i in range(config.padding_depth))
         )
-        self.rings = nn.ModuleList(nn.Conv1d(c, nf, 1) for nf in config.channels[: config.padded_resolutions])
+        self.channels = config.channels[: config.padded_resolutions]
+        heads = {"layer": len(self.channels), "shared": 1, "none": 0}[config.padding_heads]
+        self.rings = nn.ModuleList(nn.Conv1d(c, nf, 1) for nf in self.channels[:heads])
         offset = config.padding == "offset"
-        self.const = nn.Conv2d(c, config.channels[0], 1) if offset and config.replace_const else None
+        headed = offset and config.replace_const and config.padding_heads != "none"
+        self.const = nn.Conv2d(c, config.channels[0], 1) if headed else None
         for head in [*self.rings, self.const] if offset else []:
             if head is not None:
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-        self.replace_const, self.aligned = config.replace_const, config.layout == "aligned"
+        self.config, self.aligned, self.offset = config, config.layout == "aligned", offset
 
     def forward(self, x: Tensor, const: Tensor) -> Padding:
         """x: [N, C, s, s], const: [1, nf(4), 4, 4] of the generator."""
@@ -177,21 +192,24 @@ class PaddingBranch(nn.Module):
             edges = torch.stack((x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]), dim=2)  # [N, C_p, 4, s]
             inner = resize(x, 4, 4)  # [N, C_p, 4, 4]
         else:
-            size = 2 ** (len(self.rings) + 1) + 2
+            size = 2 ** (len(self.channels) + 1) + 2
             x = resize(x, size, size)  # [N, C_p, 2^(L+1) + 2, 2^(L+1) + 2]
             inner = centre(x, 4)  # [N, C_p, 4, 4]
         rings = []
-        for i, head in enumerate(self.rings):
+        for i, nf in enumerate(self.channels):
             size = ring_resolution(i) + 2
             if self.aligned:  # the ring of x resized to size², without the pixels inside
                 top, bottom, left, right = resize(edges, 4, size).unbind(dim=2)  # 4 × [N, C_p, size]
                 ring = torch.cat((top, bottom, left[..., 1:-1], right[..., 1:-1]), dim=-1)  # [N, C_p, 4(r + 1)]
             else:
                 ring = take_ring(centre(x, size))  # [N, C_p, 4(r + 1)]
-            rings.append(head(ring).float())  # [N, nf(r), 4(r + 1)]
-        if not self.replace_const:
-            return Padding(None, rings)
-        return Padding(inner.float() if self.const is None else const + self.const(inner).float(), rings)
+            if self.rings:
+                ring = self.rings[min(i, len(self.rings) - 1)](ring)
+            rings.append(ring[:, :nf].float())  # [N, nf(r), 4(r + 1)]
+        if not self.config.replace_const:
+            return Padding(None, rings, self.config.modulated)
+        inner = (inner if self.const is None else self.const(inner)).float()  # [N, nf(4), 4, 4]
+        return Padding(const + inner if self.offset else inner, rings, self.config.modulated)
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
@@ -218,7 +236,9 @@ class Encoder(nn.Module):
         c, fed = config.pyramid_channels, config.widths[-3:]
         widths = (config.widths[0], *config.widths)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
+            nn.Conv2d(6 if config.residual else 3, widths[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.PReLU(widths[0]),
         )
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -234,7 +254,9 @@ class Encoder(nn.Module):
             nn.Identity() if i == 2 and width == c else nn.Conv2d(width, c, 1) for i, width in enumerate(fed)
         )
         self.heads = nn.ModuleList(
-            Heads(heads, size, c, config.head_channels or config.w_dim, config.w_dim) if heads else None
+            Heads(heads, size, c, config.head_channels or config.w_dim, config.w_dim)
+            if heads and config.predict_w
+            else None
             for heads, size in zip(config.level_heads, config.level_sizes, strict=True)
         )
         predicts_p = config.padded_resolutions > 0 or config.replace_const
@@ -255,27 +277,43 @@ class Encoder(nn.Module):
         encoder.const.copy_(G.const.detach())
         return encoder.to(G.const.device)
 
-    def forward(self, x: Tensor) -> Code:
+    @classmethod
+    def residual_of(cls, base: "Encoder") -> "Encoder":
+        """An encoder that goes on from what `base` answers (ReStyle, Alaluf et al. 2021, section 3): it has base's
+        weights, sees the inversion beside the image, and starts by changing nothing."""
+        encoder = cls(replace(base.config, residual=True, base_w=False, padding="offset")).to(base.w_avg.device)
+        state = base.state_dict()
+        stem = state["stem.0.weight"]
+        state["stem.0.weight"] = torch.cat((stem, torch.zeros_like(stem)), dim=1)  # [C, 6, 3, 3]
+        encoder.load_state_dict(state)
+        last = [head for head in encoder.heads if head is not None]
+        if encoder.padding is not None:
+            last += [head for head in (*encoder.padding.rings, encoder.padding.const) if head is not None]
+        for head in last:
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        return encoder
+
+    def forward(self, x: Tensor, y: Tensor | None = None, code: Code | None = None) -> Code:
         """Invert images (paper, section 3.2).
 
         Args:
             x: [N, 3, S, S] in [−1, 1]. S other than config.input_resolution is area-averaged down to it, or bilinearly
                 interpolated up.
+            y, code: for a residual encoder: the inversion so far, [N, 3, R, R], and its code, which is to be changed.
 
         Returns:
             Code in float32: w [N, num_ws, w_dim], and p, or None for pSp.
 
         Raises:
-            ValueError: x is not a batch of square float images of 3 channels.
+            ValueError: x is not a batch of square float images of 3 channels, or y and code are missing or not wanted.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or not x.is_floating_point():
-            raise ValueError("x: expected square float images [N, 3, S, S] in [−1, 1], got "
-                             f"{x.dtype} {list(x.shape)}")  # fmt: skip
-        size = (self.config.input_resolution,) * 2
-        if x.shape[-1] > size[0]:
-            x = F.interpolate(x, size=size, mode="area")  # [N, 3, S, S]
-        elif x.shape[-1] < size[0]:
-            x = F.interpolate(x, size=size, mode="bilinear")  # [N, 3, S, S]
+        if (self.config.residual, self.config.residual) != (y is not None, code is not None):
+            wants = "an image x, its inversion y and that code" if self.config.residual else "images x alone"
+            raise ValueError(f"y, code: this encoder takes {wants}")
+        x = self.resized(x)  # [N, 3, S, S]
+        if y is not None:
+            x = torch.cat((x, self.resized(y)), dim=1)  # [N, 6, S, S]
 
         x = self.stem(x)  # [N, widths[0], S, S]
         features = []
@@ -285,11 +323,30 @@ class Encoder(nn.Module):
 
         levels = [self.laterals[2](features[-1])]  # coarsest first: [N, C, s, s]
         for lateral, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
-            y = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
-            levels.append(lateral(feature) + y)  # [N, C, 2s, 2s]
+            below = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
+            levels.append(lateral(feature) + below)  # [N, C, 2s, 2s]
 
-        heads = zip(self.heads[::-1], levels, strict=True)
-        w = self.w_avg + torch.cat([head(level) for head, level in heads if head is not None], dim=1)
+        if self.config.predict_w:
+            heads = zip(self.heads[::-1], levels, strict=True)
+            w = torch.cat([head(level) for head, level in heads if head is not None], dim=1)  # [N, num_ws, w_dim]
+            if self.config.base_w:
+                w = torch.cat((w[:, :1], w[:, :1] + w[:, 1:]), dim=1)
+        else:
+            w = self.w_avg.new_zeros(len(x), self.config.num_ws, self.config.w_dim)
+        w = w + (self.w_avg if code is None else code.w)
         if self.padding is None:
             return Code(w)
-        return Code(w, self.padding(levels[2 - self.config.padding_level], self.const))
+        level = levels[2 - self.config.padding_level]
+        if code is None:
+            return Code(w, self.padding(level, self.const))
+        return Code(w, code.p + self.padding(level, torch.zeros_like(self.const)))
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Checked, and at the encoder's resolution."""
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or not x.is_floating_point():
+            raise ValueError("x: expected square float images [N, 3, S, S] in [−1, 1], got "
+                             f"{x.dtype} {list(x.shape)}")  # fmt: skip
+        size = (self.config.input_resolution,) * 2
+        if x.shape[-1] > size[0]:
+            return F.interpolate(x, size=size, mode="area")  # [N, 3, S, S]
+        return F.interpolate(x, size=size, mode="bilinear") if x.shape[-1] < size[0] else x  # [N, 3, S, S]

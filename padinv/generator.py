@@ -84,7 +84,9 @@ class ModulatedConv(nn.Module):
             power = weight.float().square().sum(dim=(2, 3))  # [C_out, C_in]
             return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8)
 
-    def forward(self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False
+    ) -> Tensor:
         weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
         style, demodulate = self.modulation(w, weight)
         x = x * style.to(x.dtype)[:, :, None, None]
@@ -94,6 +96,8 @@ class ModulatedConv(nn.Module):
         elif ring is None:
             x = F.conv2d(x, weight, padding=1)  # [N, C_out, r, r]
         else:
+            if modulated:
+                ring = ring * style[:, :, None]
             x = F.conv2d(pad_ring(x, ring), weight)  # [N, C_out, r, r]
         x = x * demodulate.to(x.dtype)[:, :, None, None]
         if noise != "none":
@@ -128,10 +132,19 @@ class Block(nn.Module):
         self.conv1 = ModulatedConv(out_channels, out_channels, w_dim, resolution)
         self.to_rgb = ToRGB(out_channels, w_dim)
 
-    def forward(self, x: Tensor, rgb: Tensor | None, ws: list[Tensor], ring: Tensor | None, noise: str, fir: Tensor):
+    def forward(
+        self,
+        x: Tensor,
+        rgb: Tensor | None,
+        ws: list[Tensor],
+        ring: Tensor | None,
+        noise: str,
+        fir: Tensor,
+        modulated: bool,
+    ):
         if self.conv0 is not None:
             x = self.conv0(x, ws[0], None, noise, fir)  # [N, C_out, r, r]
-        x = self.conv1(x, ws[-2], ring, noise, fir)
+        x = self.conv1(x, ws[-2], ring, noise, fir, modulated)
         y = self.to_rgb(x, ws[-1]).float()  # [N, 3, r, r]
         if rgb is not None:
             y = y + upfirdn2d(rgb, fir, up=2, pad=(2, 1, 2, 1), gain=4)  # [N, 3, r, r]
@@ -247,7 +260,7 @@ class Generator(nn.Module):
         rgb = None
         for i, block in enumerate(self.blocks):
             ws = [w[:, j] for j in range(max(2 * i - 1, 0), 2 * i + 2)]  # 3 × [N, w_dim], 2 for the first block
-            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir)
+            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir, p is not None and p.modulated)
         return rgb
 
     def forward(self, code: Code, noise: str = "const") -> Tensor:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
-from padinv.checkpoints import atomic_write, file_hash, load_generator, save_encoder, save_generator
+from padinv.checkpoints import atomic_write, file_hash, load_encoder, load_generator, save_encoder, save_generator
+from padinv.codes import Code
 from padinv.data import ImageDataset, to_float
-from padinv.discriminator import Discriminator
+from padinv.discriminator import Discriminator, LatentDiscriminator
 from padinv.encoder import Encoder
 from padinv.generator import Generator, GeneratorConfig
 from padinv.viz import save_grid
@@ -81,9 +82,13 @@ class EncoderTraining(Run):
     lpips: float = 0.8
     w_norm: float = 0.003  # 2-norm of w − w_avg over layers and channels
     adversarial: float = 0.0
-    adversarial_lr: float = 1e-4
+    adversarial_lr: float = 1e-4  # of both discriminators
     r1_gamma: float = 10.0
     r1_every: int = 16  # steps
+    delta_norm: float = 0.0  # e4e: 2-norm of each layer's offset from the first w, summed over layers
+    w_adversarial: float = 0.0  # e4e: against a discriminator of codes
+    unlock: tuple = ()  # e4e: (images until the second w may differ from the first, images until each further one)
+    passes: int = 1  # ReStyle: steps on one batch, each from where the one before led
     lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
 
@@ -140,11 +145,11 @@ def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
         g.copy_(mean.view_as(g))
 
 
-def r1_penalty(D: Discriminator, x: Tensor) -> Tensor:
-    """Mean squared norm of the logit's gradient at real images (Mescheder et al. 2018), in float32."""
+def r1_penalty(D: nn.Module, x: Tensor) -> Tensor:
+    """Mean squared norm of the logit's gradient at real images or codes (Mescheder et al. 2018), in float32."""
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
+    return gradient.square().flatten(1).sum(dim=1).mean()
 
 
 def keep_memory() -> None:
@@ -432,7 +437,13 @@ def train_generator(
 
 
 def train_encoder(
-    data: str, generator: str, out: str, config: EncoderTraining, run_dir: str, curves: str | None = None
+    data: str,
+    generator: str,
+    out: str,
+    config: EncoderTraining,
+    run_dir: str,
+    curves: str | None = None,
+    base: str | None = None,
 ) -> Encoder:
     """Train an encoder for a frozen generator (paper, section 3.3; METHOD section 5), or go on with a run.
 
@@ -441,6 +452,8 @@ def train_encoder(
         generator: its checkpoint.
         out: safetensors file to write.
         config, run_dir, curves: as in `train_generator`; `config.encoder` says what is predicted.
+        base: checkpoint of a trained encoder. A residual encoder is trained then, which goes on from its answers
+            (ReStyle, Alaluf et al. 2021), `config.passes` times for each batch.
 
     Raises:
         Stop, ValueError: as `train_generator`.
@@ -449,25 +462,74 @@ def train_encoder(
 
     accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
+    inputs |= {"base": file_hash(base)} if base else {}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
     images = ImageDataset(data, resolution=G.resolution).tensor(progress=accelerator.is_main_process)
     batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
     torch.manual_seed(step_seed(config.seed, 0, -2))
-    E = Encoder.for_generator(G, **config.encoder).to(accelerator.device, memory_format=torch.channels_last).train()
+    first = load_encoder(base, accelerator.device).to(memory_format=torch.channels_last) if base else None
+    E = Encoder.residual_of(first) if base else Encoder.for_generator(G, **config.encoder)
+    E = E.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(True).train()
     perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
     networks = [E, Adam(E.parameters(), lr=config.lr)]
     if config.adversarial:
         D = Discriminator(G.config).to(accelerator.device, memory_format=torch.channels_last)
         networks += [D, Adam(D.parameters(), lr=config.adversarial_lr)]
+    if config.w_adversarial:
+        D_w = LatentDiscriminator(G.config.w_dim).to(accelerator.device)
+        networks += [D_w, Adam(D_w.parameters(), lr=config.adversarial_lr)]
     state = loop.load()
-    for item, saved in zip(networks, state["networks"] if state else (), strict=False):
-        item.load_state_dict(saved)
+    if state is not None:
+        for item, saved in zip(networks, state["networks"], strict=True):
+            item.load_state_dict(saved)
+
+    def discriminate(D: nn.Module, optimizer: Adam, real: Tensor, fake: Tensor) -> Tensor:
+        """A step of a discriminator: logistic loss, lazy R1."""
+        with accelerator.autocast():
+            loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(real)).mean()
+        penalty = 0.0
+        if loop.step % config.r1_every == 0:
+            penalty = 0.5 * config.r1_gamma * config.r1_every * r1_penalty(D, real)
+        optimizer.zero_grad(set_to_none=True)
+        (loss + penalty).backward()
+        average_gradients(accelerator, D)
+        optimizer.step()
+        return loss
+
+    def unlocked(w: Tensor) -> Tensor:
+        """w with those layers tied to the first whose turn has not come yet (e4e, section 4.1)."""
+        if not config.unlock:
+            return w
+        alone, every = config.unlock
+        free = 1 + max(0, 1 + math.floor((loop.step * config.batch - alone) / every))
+        tied = torch.arange(G.num_ws, device=w.device)[:, None] >= free  # [num_ws, 1]
+        return torch.where(tied, w[:, :1], w)
 
     def step() -> dict:
         x = batches[loop.step].contiguous(memory_format=torch.channels_last)
+        progress = loop.step * config.batch / config.images
+        for group in networks[1].param_groups:
+            cosine = 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * cosine)
+        if first is None:
+            return improve(x)[0]
+        with torch.no_grad(), accelerator.autocast():
+            code = first(x)
+        for _ in range(config.passes):
+            values, code = improve(x, code)
+        return values  # of the last pass
+
+    def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
+        """One step of the encoder, of a residual one from a code; what it predicted."""
         with accelerator.autocast():
-            code = E(x)
+            if code is None:
+                code = E(x)
+            else:
+                with torch.no_grad():
+                    y = G(code)
+                code = E(x, y, code)
+            code = replace(code, w=unlocked(code.w))
             y = G(code)
         values, loss = {}, 0.0
         if config.mse:
@@ -486,32 +548,35 @@ def train_encoder(
                 values["adversarial"] = F.softplus(-D(y)).mean()
             D.requires_grad_(True)
             loss = loss + config.adversarial * values["adversarial"]
-        progress = loop.step * config.batch / config.images
-        for group in networks[1].param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * progress))
-            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * cosine)
+        if config.delta_norm:
+            values["delta_norm"] = (code.w[:, 1:] - code.w[:, :1]).norm(dim=2).sum(dim=1).mean()
+            loss = loss + config.delta_norm * values["delta_norm"]
+        if config.w_adversarial:
+            D_w.requires_grad_(False)
+            values["w_adversarial"] = F.softplus(-D_w(code.w.flatten(0, 1))).mean()
+            D_w.requires_grad_(True)
+            loss = loss + config.w_adversarial * values["w_adversarial"]
         networks[1].zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(accelerator, E)
         networks[1].step()
         if config.adversarial:
-            with accelerator.autocast():
-                loss_D = F.softplus(D(y.detach())).mean() + F.softplus(-D(x)).mean()
-            values["loss_D"] = loss_D
-            if loop.step % config.r1_every == 0:
-                loss_D = loss_D + 0.5 * config.r1_gamma * config.r1_every * r1_penalty(D, x)
-            networks[3].zero_grad(set_to_none=True)
-            loss_D.backward()
-            average_gradients(accelerator, D)
-            networks[3].step()
-        return values
+            values["loss_D"] = discriminate(D, networks[3], x, y)
+        if config.w_adversarial:
+            with torch.no_grad():
+                real = G.mapping(torch.randn(len(x), G.config.z_dim, device=x.device))
+            values["loss_D_w"] = discriminate(D_w, networks[-1], real.flatten(0, 1), code.w.flatten(0, 1))
+        return values, code.detach()
 
     fixed = to_float(images[: min(24, len(images))].to(accelerator.device))
 
     def grid(path: Path) -> None:
         E.eval()
         with torch.no_grad(), accelerator.autocast():
-            save_grid(torch.stack((fixed, G(E(fixed))), dim=1).flatten(0, 1), path)  # pairs side by side
+            code = first(fixed) if base else E(fixed)
+            for _ in range(config.passes if base else 0):
+                code = E(fixed, G(code), code)
+            save_grid(torch.stack((fixed, G(code)), dim=1).flatten(0, 1), path)  # pairs side by side
         E.train()
 
     loop.run(step, lambda: {"networks": [item.state_dict() for item in networks]}, grid)
@@ -545,7 +610,9 @@ def configure(cls: type, section: dict, overrides: list[str]) -> Run:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="padinv.training", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("generator", "encoder"))
-    parser.add_argument("--method", default="padinv", help="encoder: section of params.yaml with its differences")
+    parser.add_argument("--section", help="of params.yaml (default: train_generator or train_encoder)")
+    parser.add_argument("--method", default="padinv", help="encoder: entry of the section's methods (%(default)s)")
+    parser.add_argument("--base", help="encoder: checkpoint of the encoder that a residual one goes on from")
     parser.add_argument("--data", required=True, help="folder or zip of images")
     parser.add_argument("--generator", help="encoder: checkpoint of the generator to invert")
     parser.add_argument("--out", required=True, help="safetensors file to write")
@@ -559,18 +626,20 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         params = yaml.safe_load(Path(args.params).read_text())
         if args.what == "generator":
-            config = configure(GeneratorTraining, params["train_generator"], args.set)
+            config = configure(GeneratorTraining, params[args.section or "train_generator"], args.set)
             train_generator(args.data, args.out, config, args.workdir, args.curves)
         else:
-            section = dict(params["train_encoder"])
+            section = dict(params[args.section or "train_encoder"])
             methods = section.pop("methods")
             if args.method not in methods:
                 raise ValueError(f"--method: expected one of {sorted(methods)}, got {args.method!r}")
-            section["encoder"] = section.get("encoder", {}) | methods[args.method]
+            method = dict(methods[args.method])
+            section["encoder"] = section.get("encoder", {}) | method.pop("encoder", {})
+            section |= method
             config = configure(EncoderTraining, section, args.set)
             if args.generator is None:
                 raise ValueError("--generator: the checkpoint of the generator is needed")
-            train_encoder(args.data, args.generator, args.out, config, args.workdir, args.curves)
+            train_encoder(args.data, args.generator, args.out, config, args.workdir, args.curves, args.base)
     except (Stop, ValueError, OSError) as error:
         sys.exit(f"padinv.training: {error}")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from padinv.checkpoints import encoder_from_padinv_official
+from padinv.checkpoints import encoder_from_padinv_official, load_encoder, save_encoder
+from padinv.codes import Code, Padding
 from padinv.encoder import Encoder, EncoderConfig
 from padinv.generator import Generator
 from padinv.ops import take_ring
@@ -70,7 +71,7 @@ def test_dead_heads_of_the_release_are_dropped(official):
 
 
 def test_an_encoder_of_another_generator(official, tiny):
-    with pytest.raises(ValueError, match="constant .* expected 12, the constant's, got 16"):
+    with pytest.raises(ValueError, match="padding_channels: .* expected 12, the constant's, got 16"):
         encoder_from_padinv_official(official.encoder_state, tiny)
     narrow = Generator(dataclasses.replace(official.G.config, w_dim=16))
     with pytest.raises(ValueError, match=r"heads\.0\.bias is \[3, 32\], expected \[3, 16\]"):
@@ -226,6 +227,87 @@ def test_compiles_without_a_graph_break(tiny, x):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Variants: ablations, e4e, ReStyle
+
+
+def test_a_shared_head_gives_every_ring_and_none_the_branch_itself(tiny, x):
+    shared, headless = (
+        trained(tiny, padding_heads=heads, padded_resolutions=3, padding_channels=12) for heads in ("shared", "none")
+    )
+    assert len(shared.padding.rings) == 1 and not headless.padding.rings and headless.padding.const is None
+    for E in (shared, headless):
+        p = E(x).p
+        assert [ring.shape[1] for ring in p.rings] == [tiny.config.channels(r) for r in (4, 8, 16)]
+        assert tiny(E(x)).shape == (3, 3, 32, 32)
+    # With every weight of the only head at zero but a bias of one, all rings are one.
+    torch.nn.init.zeros_(shared.padding.rings[0].weight)
+    torch.nn.init.ones_(shared.padding.rings[0].bias)
+    assert all(torch.equal(ring, torch.ones_like(ring)) for ring in shared(x).p.rings)
+
+
+def test_p_alone_keeps_w_at_its_mean(tiny, x):
+    E = trained(tiny, predict_w=False)
+    code = E(x)
+    assert torch.equal(code.w, E.w_avg.expand(3, tiny.num_ws, -1))
+    assert not any(name.startswith("heads") for name, _ in E.named_parameters())
+    assert (code.p.rings[0][0] - code.p.rings[0][1]).abs().max() > 0
+
+
+def test_offsets_from_the_first_w(tiny, x):
+    E, plain = trained(tiny, base_w=True), trained(tiny)
+    heads = plain(x).w - plain.w_avg  # the same weights, each head by itself
+    close(E(x).w, E.w_avg + torch.cat((heads[:, :1], heads[:, :1] + heads[:, 1:]), dim=1), atol=1e-5)
+
+
+def test_modulated_rings_are_multiplied_by_the_style(tiny, x):
+    code = trained(tiny, modulated=True)(x)
+    assert code.p.modulated and (2 * code)[:1].p.modulated and Code.cat([code, code]).p.modulated
+    rings = []
+    for i, ring in enumerate(code.p.rings):
+        style = tiny.blocks[i].conv1.affine(code.w[:, max(2 * i - 1, 0) + (i > 0)])
+        rings.append(ring * style[:, :, None])
+    expected = tiny.synthesis(code.w, Padding(code.p.const, tuple(rings)))
+    close(tiny(code), expected, atol=1e-4)
+    assert (tiny(code) - tiny.synthesis(code.w, dataclasses.replace(code.p, modulated=False))).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="different layout"):
+        code + Code(code.w, dataclasses.replace(code.p, modulated=False))
+
+
+def test_modulation_is_kept_in_files(tiny, x, tmp_path):
+    code = trained(tiny, modulated=True)(x)
+    code.save(tmp_path / "code.safetensors", name="x")
+    assert Code.load(tmp_path / "code.safetensors").p.modulated
+
+
+@pytest.mark.parametrize("overrides", [{}, {"padded_resolutions": 0, "replace_const": False}, {"base_w": True}])
+def test_a_residual_encoder_starts_by_changing_nothing(tiny, x, overrides, tmp_path):
+    base = trained(tiny, **overrides)
+    E = Encoder.residual_of(base).eval()
+    code = base(x)
+    again = E(x, tiny(code), code)
+    assert all(torch.equal(a, b) for a, b in zip(code.tensors, again.tensors, strict=True))
+    for head in E.heads:
+        torch.nn.init.normal_(head.weight)
+    moved, other = E(x, tiny(code), code), E(x, x[:, :, :32, :32], code)
+    assert not torch.equal(moved.w, code.w)
+    assert torch.equal(moved.w, other.w)  # the inversion's part of the stem is untrained
+    torch.nn.init.normal_(E.stem[0].weight)
+    assert not torch.equal(E(x, tiny(code), code).w, E(x, x[:, :, :32, :32], code).w)
+    save_encoder(E, tmp_path / "e.safetensors", half=False)
+    loaded = load_encoder(tmp_path / "e.safetensors")
+    assert torch.equal(loaded(x, tiny(code), code).w, E(x, tiny(code), code).w)
+
+
+def test_a_residual_encoder_wants_the_inversion_and_others_do_not(tiny, x):
+    base = trained(tiny)
+    E, code = Encoder.residual_of(base), base(x)
+    with pytest.raises(ValueError, match="y, code: this encoder takes an image x, its inversion y and that code"):
+        E(x)
+    with pytest.raises(ValueError, match="y, code: this encoder takes images x alone"):
+        base(x, tiny(code), code)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -249,7 +331,10 @@ def test_images_of_bytes(tiny):
     ({"padded_resolutions": 6}, "padded_resolutions: expected 0 to 5, the generator's resolutions, got 6"),
     ({"padded_resolutions": -1}, "padded_resolutions: expected 0 to 5, the generator's resolutions, got -1"),
     ({"widths": (8, 8)}, "widths, depths, strides: expected one number for each of at least 3 stages"),
-    ({"padding": "outright"}, "padding_channels: outright padding takes the constant"),
+    ({"padding": "outright"}, "padding_channels: outright padding or padding_heads none take the P branch as it is"),
+    ({"padding_heads": "none"}, "padding_channels: outright padding or padding_heads none take"),
+    ({"padding_heads": "all"}, "padding_heads: expected one of ('layer', 'shared', 'none'), got 'all'"),
+    ({"predict_w": False, "padded_resolutions": 0, "replace_const": False}, "predict_w: an encoder without w"),
     ({"input_resolution": 16}, "strides: (2, 2, 2, 2) leave nothing of 16² images"),
 ])  # fmt: skip
 def test_configurations_that_make_no_sense(overrides, message):

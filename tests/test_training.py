@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import padinv
 from padinv import load_encoder, load_generator
 from padinv import training as T
 from padinv.checkpoints import read_metadata, save_generator
@@ -202,3 +203,45 @@ def test_each_loss_can_be_switched(data, generator, tmp_path):
 def test_psp_is_the_same_encoder_without_p(data, generator, tmp_path):
     E, _ = train_e(data, generator, tmp_path, 4, encoder={"padded_resolutions": 0, "replace_const": False})
     assert E(torch.zeros(1, 3, 32, 32)).p is None
+
+
+E4E = {"padded_resolutions": 0, "replace_const": False, "base_w": True}
+
+
+def test_e4e_unlocks_one_offset_after_another(data, generator, tmp_path):
+    settings = {"encoder": E4E, "unlock": [8, 4], "delta_norm": 1e-3, "w_adversarial": 0.1, "r1_every": 2}
+    _, history = train_e(data, generator, tmp_path, 24, **settings, grid_every=24)
+    assert set(history[0]) >= {"delta_norm", "w_adversarial", "loss_D_w"}
+    norms = [row["delta_norm"] for row in history]  # 4 images a step
+    assert norms[0] == norms[1] == 0 < norms[2] < norms[3] < norms[5]
+
+
+def test_e4e_resumes_exactly(data, generator, tmp_path):
+    settings = {"encoder": E4E, "unlock": [8, 4], "w_adversarial": 0.1}
+    whole, _ = train_e(data, generator, tmp_path, 16, "whole", **settings)
+    train_e(data, generator, tmp_path, 8, "parts", **settings)
+    parts, _ = train_e(data, generator, tmp_path, 16, "parts", **settings)
+    assert same(whole.state_dict(), parts.state_dict())
+
+
+def test_a_residual_encoder_learns_what_its_base_left_and_resumes(data, generator, tmp_path):
+    train_e(data, generator, tmp_path, 16, "base")
+    base = str(tmp_path / "base.safetensors")
+
+    def train(images, name):
+        config = T.EncoderTraining(batch=4, log_every=1, lr=2e-3, lpips=0.0, w_norm=0.0, images=images, passes=2)
+        return T.train_encoder(data, generator, str(tmp_path / f"{name}.safetensors"), config, str(tmp_path / name),
+                               base=base)  # fmt: skip
+
+    E = train(120, "whole")
+    train(40, "parts")
+    assert same(E.state_dict(), train(120, "parts").state_dict())
+    x, G = T.to_float(T.ImageDataset(data).tensor(progress=False)), load_generator(generator)
+    first = load_encoder(base)
+    before = padinv.invert(x, first, G)
+    after = padinv.invert(x, first, G, residual=E.eval(), passes=3)
+    assert (G(after) - x).square().mean() < (G(before) - x).square().mean()
+    with pytest.raises(ValueError, match="other settings \\(base\\)"):
+        train_e(data, generator, tmp_path, 8, "other")
+        base = str(tmp_path / "other.safetensors")
+        train(120, "parts")

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from padinv.generator import Generator
 from padinv.losses import MIN_SIZE, check_images, lpips, network_timeout, vgg_features
 
 REFERENCE_LIMIT = 1.5  # largest magnitude accepted in a reference: resampling overshoots a little
@@ -164,6 +165,48 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         f = f.double().cpu().numpy()
         moments += [f.mean(0), np.cov(f, rowvar=False)]
     return float(calculate_frechet_distance(*moments))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Editability
+
+
+@torch.no_grad()
+def style_distance(w: Tensor, G: Generator, n: int = 10_000, seed: int = 0) -> Tensor:
+    """How far codes lie from the generator's own, in its styles: the root mean square of the standardised styles of
+    all layers; about 1 for codes of its mapping, and growing as codes leave what the generator was trained on.
+
+    Args:
+        w: [N, num_ws, w_dim].
+        G: generator.
+        n, seed: codes of the mapping that give each style's mean and deviation.
+
+    Returns:
+        Float32 [N] on the CPU.
+    """
+    layers = []  # in the order of w, where two blocks share one the styles of both
+    for i, block in enumerate(G.blocks):
+        first = max(2 * i - 1, 0)
+        convs = [conv for conv in (block.conv0, block.conv1, block.to_rgb) if conv is not None]
+        layers += [(first + j, conv.affine) for j, conv in enumerate(convs)]
+    z = torch.randn(n, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(w.device)
+    own = G.mapping(z)
+    parts = []
+    for j, affine in layers:
+        native = affine(own[:, j])  # [n, C]
+        parts.append((affine(w[:, j]) - native.mean(dim=0)) / native.std(dim=0))
+    return torch.cat(parts, dim=1).square().mean(dim=1).sqrt().float().cpu()
+
+
+@torch.no_grad()
+def directions(G: Generator, components: int = 3, strength: float = 2.0, seed: int = 0) -> Tensor:
+    """Steps along the main axes of W, forth and back: [2 · components, 1, w_dim], `strength` deviations long (GANSpace,
+    Härkönen et al. 2020)."""
+    z = torch.randn(10_000, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)
+    w = G.mapping(z)[:, 0]
+    values, vectors = torch.linalg.eigh(torch.cov(w.T))  # ascending
+    axes = (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:components]  # [components, w_dim]
+    return strength * torch.cat((axes, -axes))[:, None]
 
 
 # ------------------------------------------------------------------------------------------------------------

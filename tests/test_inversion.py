@@ -5,6 +5,7 @@ import torch
 
 import padinv
 from padinv import Code, Encoder, Generator, GeneratorConfig
+from padinv.inversion import project, ramp, tune
 from padinv.losses import lpips
 
 
@@ -75,7 +76,7 @@ def test_refines_in_inference_mode_and_other_sizes(networks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"steps": -1}, "steps"), ({"space": "z"}, "space"), ({"lr": 0}, "lr"), ({"lr": float("nan")}, "lr"),
-     ({"batch": 0}, "batch"), ({"x": torch.zeros(1, 1, 32, 32)}, r"\[N, 3, H, W\]"),
+     ({"batch": 0}, "batch"), ({"passes": 0}, "passes"), ({"x": torch.zeros(1, 1, 32, 32)}, r"\[N, 3, H, W\]"),
      ({"x": torch.full((1, 3, 32, 32), 255.0)}, r"\[-1, 1\]"),
      ({"x": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "to_float")],
 )  # fmt: skip
@@ -83,6 +84,73 @@ def test_errors_name_the_argument(networks, change, message):
     G, E, x = networks
     with pytest.raises((TypeError, ValueError), match=message):
         padinv.invert(**({"x": x, "E": E, "G": G} | change))
+
+
+def test_a_residual_encoder_goes_on_from_the_first(networks):
+    G, E, x = networks
+    R = Encoder.residual_of(E).eval()
+    torch.manual_seed(1)
+    for head in R.heads:
+        torch.nn.init.normal_(head.weight, std=0.1)
+    code = E(x)
+    for _ in range(2):
+        code = R(x, G(code), code)
+    found = padinv.invert(x, E, G, residual=R, passes=3, batch=2)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found.tensors, code.tensors, strict=True))
+    assert (found.w - padinv.invert(x, E, G, residual=R, passes=1).w).abs().max() > 0.01
+
+
+def test_the_domain_term_keeps_codes_where_the_encoder_maps_back_to(networks):
+    G, E, x = networks
+    free, kept = (padinv.invert(x, E, G, steps=30, domain_weight=weight) for weight in (0.0, 30.0))
+
+    def away(code):
+        return (E(G(code)).w - code.w).square().mean().item()
+
+    assert away(kept) < 0.7 * away(free)
+
+
+def test_projection_needs_no_encoder_and_larger_spaces_come_closer(networks):
+    G, _, x = networks
+    codes = {space: project(x, G, space, steps=60, lpips_weight=0) for space in ("w", "w+", "w+p")}
+    assert (codes["w"].w == codes["w"].w[:, :1]).all() and codes["w"].w.shape == (3, G.num_ws, 16)
+    assert codes["w+"].p is None and len(codes["w+p"].p.rings) == 4
+    start = mse(G.synthesis(G.w_avg.expand(3, G.num_ws, -1)), x)
+    errors = {space: mse(G(code), x) for space, code in codes.items()}
+    assert (errors["w"] < start).all() and errors["w+p"].mean() < errors["w"].mean()
+    again = project(x, G, "w", steps=60, lpips_weight=0)
+    assert torch.equal(again.w, codes["w"].w)
+    assert not torch.equal(project(x, G, "w", steps=60, lpips_weight=0, seed=1).w, again.w)
+
+
+def test_the_projector_warms_up_and_cools_down():
+    factors = [ramp(t / 100) for t in range(101)]
+    assert factors[0] == 0 and max(factors[5:76]) == min(factors[5:76]) == 1 and factors[100] == 0
+    assert factors[:6] == sorted(factors[:6]) and factors[75:] == sorted(factors[75:], reverse=True)
+
+
+def test_tuning_draws_the_image_at_the_pivot_and_spares_the_generator(networks):
+    G, E, x = networks
+    state = {k: v.clone() for k, v in G.state_dict().items()}
+    pivot = E(x[:1])
+    mine = tune(x[:1], pivot, G, steps=25, lr=3e-3)
+    assert mse(mine(pivot), x[:1]) < 0.5 * mse(G(pivot), x[:1])
+    assert all(torch.equal(state[k], v) for k, v in G.state_dict().items())
+    assert not any(t.requires_grad for t in mine.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(mine.mapping.parameters(), G.mapping.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("change", [{"space": "z"}, {"steps": 0}, {"lr": 0}, {"batch": 0}])
+def test_errors_of_project_name_the_argument(networks, change):
+    G, _, x = networks
+    with pytest.raises(ValueError, match=next(iter(change))):
+        project(x, G, **change)
+
+
+def test_tuning_takes_one_image_of_the_right_size(networks):
+    G, E, x = networks
+    with pytest.raises(ValueError, match="x, pivot: expected one image at the generator's 32²"):
+        tune(x, E(x), G)
 
 
 def test_encoder_of_another_generator_is_refused(networks):

@@ -2,7 +2,11 @@
 
 import ast
 import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -243,7 +247,7 @@ def test_bad_requests_are_refused_before_anything_runs(repo):
 
 def test_compare_metrics(tmp_path, capsys):
     a = {
-        "protocol": {"lpips": "0.1"},
+        "protocol": {"packages": {"torch": "2.1"}, "checkpoints": {"psp": "aa"}},
         "rows": [{"method": "padinv", "mse": 0.1, "n": 9}, {"method": "psp", "mse": 0.2}],
     }
     paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
@@ -253,18 +257,66 @@ def test_compare_metrics(tmp_path, capsys):
             Path(path).write_text(json.dumps(value))
         compare_metrics.main([*paths, "--tolerance", "5e-4"])
 
-    b = {"protocol": {"lpips": "0.1"}, "rows": [a["rows"][1], {"method": "padinv", "mse": 0.1004, "n": 9}]}
+    b = {
+        "protocol": json.loads(json.dumps(a["protocol"])),
+        "rows": [a["rows"][1], {"method": "padinv", "mse": 0.1004, "n": 9}],
+    }
     compare(b)  # rows in another order
     assert "2 numbers within 0.0005" in capsys.readouterr().out
     b["rows"][1] = {"method": "padinv", "mse": 0.1006, "n": 8, "psnr": 1.0}
-    b["protocol"]["lpips"] = "0.0"
+    b["protocol"] = {"packages": {"torch": "2.0"}, "checkpoints": {"psp": "bb"}}
     with pytest.raises(SystemExit) as error:
         compare(b)
-    assert "Note: protocol.lpips: expected '0.1', got '0.0'" in capsys.readouterr().out  # of itself no failure
-    for part in ("mse: expected 0.1, got 0.1006", "].n: expected 9", "psnr: 1.0 is new"):
+    assert "Note: protocol.packages.torch: expected '2.1', got '2.0'" in capsys.readouterr().out
+    for part in (
+        "protocol.checkpoints.psp: expected 'aa'",
+        "mse: expected 0.1, got 0.1006",
+        "].n: expected 9",
+        "psnr: 1.0 is new",
+    ):
         assert part in str(error.value)
     with pytest.raises(SystemExit, match="rows\\[psp\\].mse: expected 0.2, missing"):
         compare({"protocol": a["protocol"], "rows": a["rows"][:1]})
     nan = {"protocol": a["protocol"], "rows": [{"method": "psp", "mse": float("nan")}, a["rows"][0]]}
     with pytest.raises(SystemExit, match="got nan"):
         compare(nan)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Experiments
+
+
+def test_an_experiment_as_in_the_readme(tmp_path):
+    """dvc exp run -S, dvc metrics diff and dvc plots diff in a copy of the repository, on a row with few images."""
+    files = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    for name in files.stdout.decode().split("\0"):
+        if name and not name.startswith("store/") and (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = os.environ | {"PATH": os.pathsep.join(paths), "GIT_CONFIG_GLOBAL": os.devnull, "DVC_NO_ANALYTICS": "1"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def dvc(*arguments: str) -> str:
+        return run(sys.executable, "-m", "dvc", *arguments)
+
+    run("git", "init", "-q")
+    run("git", "config", "user.name", "test")
+    run("git", "config", "user.email", "test@example.org")
+    run("git", "add", "--all")
+    run("git", "commit", "-qm", "start")
+    dvc("config", "--local", "cache.dir", str(ROOT / ".dvc/cache"))
+    dvc("checkout", "data.dvc", "train-generator", "train-encoder@psp", "row@psp")
+    few = ["-S", "table.n_common=4", "-S", "table.n_native=1"]  # for speed
+    dvc("exp", "run", "--name", "two-steps", "-S", "+rows.psp.steps=2", *few, "--single-item", "row@psp")
+
+    changed = json.loads(dvc("metrics", "diff", "HEAD", "--json"))["results/rows/psp.json"]
+    assert changed["row.generator_passes"] == {"old": 1, "new": 3, "diff": 2}
+    assert changed["row.common.lpips_alex"]["old"] != changed["row.common.lpips_alex"]["new"]
+    assert "two-steps" in dvc("exp", "list", "--name-only")
+    page = dvc("plots", "diff", "HEAD", "two-steps", "--out", "page").strip()
+    assert "results/curves/psp/plots/metrics/mse.tsv" in Path(page.removeprefix("file://")).read_text()

@@ -1,6 +1,7 @@
 """Files of networks and codes: safetensors with a JSON of the architecture, written at once or not at all.
 
-Reading executes nothing. State dicts of other projects become our networks through the `from_*` functions.
+Networks are also read from, and generators written to, the formats of other projects (`padinv.foreign`). Reading
+executes nothing.
 """
 
 import dataclasses
@@ -8,17 +9,17 @@ import errno
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from padinv import foreign
 from padinv.encoder import Encoder, EncoderConfig
 from padinv.generator import Generator, GeneratorConfig
-from padinv.ops import fir_filter
 
 FORMAT = "padinv"
 
@@ -27,7 +28,7 @@ FORMAT = "padinv"
 # Tensors
 
 
-def atomic_write(path, data: bytes) -> None:
+def atomic_write(path, data: bytes | memoryview) -> None:
     """Replace the file at path by data, or leave it as it was.
 
     Raises:
@@ -109,22 +110,64 @@ def read_metadata(path) -> dict[str, str]:
     return metadata
 
 
+def map_tensors(path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `load_tensors` on the CPU, but mapped from the file: they would change or vanish with it."""
+    metadata = read_metadata(path)
+    if metadata.get("kind") != kind:
+        raise ValueError(f"{path}: its kind is {metadata.get('kind')!r}, expected {kind!r}")
+    with open_file(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata
+
+
 def load_tensors(path, kind: str, device="cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file of `save_tensors`: the tensors on the device, and the metadata.
 
     Raises:
         ValueError: the file is missing, truncated, of another format, or of another kind.
     """
-    metadata = read_metadata(path)
-    if metadata.get("kind") != kind:
-        raise ValueError(f"{path}: its kind is {metadata.get('kind')!r}, expected {kind!r}")
-    with open_file(path) as file:
-        # Copies: a tensor mapped from the file would change or vanish with it.
-        return {key: file.get_tensor(key).to(device, copy=True) for key in file.keys()}, metadata
+    tensors, metadata = map_tensors(path, kind)
+    return {key: t.to(device, copy=True) for key, t in tensors.items()}, metadata
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Networks
+
+
+class Blank(TorchFunctionMode):
+    """Within it no initial weights are drawn: a file's take their place, and their memory is never touched."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (nn.init.kaiming_uniform_, nn.init.uniform_):
+            return kwargs["tensor"]
+        return (torch.empty if function is torch.randn else function)(*args, **kwargs or {})
+
+
+def build(network_class, config, tensors: dict[str, Tensor], source) -> nn.Module:
+    """A network of that config with copies of these tensors in float32, frozen and in eval mode.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another size; names the source.
+    """
+    try:
+        with Blank():
+            network = network_class(config)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch refuses
+        kind = network_class.__name__.lower()
+        raise ValueError(f"{source}: its config is not that of a {kind} of this version of padinv ({error})") from error
+    state = network.state_dict()
+    wrong = [f"{name} is missing" for name in state.keys() - tensors.keys()]
+    wrong += [f"{name} is unknown" for name in tensors.keys() - state.keys()]
+    for name, t in tensors.items():
+        if name in state and [n for n in t.shape if n > 1] != [n for n in state[name].shape if n > 1]:
+            wrong.append(f"{name} is {list(t.shape)}, expected {list(state[name].shape)}")
+    if wrong:
+        raise ValueError(f"{source}: tensors of another architecture than its config: {'; '.join(sorted(wrong)[:4])}"
+                         + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""))  # fmt: skip
+    for name, t in tensors.items():  # one copy of each, in its place
+        dtype = torch.float32 if t.is_floating_point() else t.dtype
+        state[name] = t.detach().reshape(state[name].shape).to(dtype, copy=True, memory_format=torch.contiguous_format)
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def save_network(network: nn.Module, kind: str, path, half: bool, meta: dict) -> None:
@@ -138,30 +181,21 @@ def save_network(network: nn.Module, kind: str, path, half: bool, meta: dict) ->
     save_tensors(path, tensors, {"kind": kind, "config": config, "meta": json.dumps(meta)})
 
 
-def load_network(network_class, config_class, kind: str, path, device) -> nn.Module:
-    tensors, metadata = load_tensors(path, kind)
+def load_network(network_class, config_class, kind: str, path) -> nn.Module:
+    tensors, metadata = map_tensors(path, kind)
     try:
-        network = network_class(config_class(**json.loads(metadata["config"])))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch refuses
+        config = config_class(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its config is not that of a {kind} of this version of padinv ({error})") from error
-    return fill(network, tensors, path).to(device)
+    return build(network_class, config, tensors, path)
 
 
-def fill(network: nn.Module, tensors: dict[str, Tensor], source) -> nn.Module:
-    """Load every tensor into the network, frozen and in eval mode; ValueError, naming the source, where one differs."""
-    state = network.state_dict()
-    wrong = [f"{name} is missing" for name in state.keys() - tensors.keys()]
-    wrong += [f"{name} is unknown" for name in tensors.keys() - state.keys()]
-    wrong += [
-        f"{name} is {list(tensors[name].shape)}, expected {list(t.shape)}"
-        for name, t in state.items()
-        if name in tensors and tensors[name].shape != t.shape
-    ]
-    if wrong:
-        raise ValueError(f"{source}: tensors of another architecture than its config: {'; '.join(sorted(wrong)[:4])}"
-                         + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""))  # fmt: skip
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False)
+def is_safetensors(path) -> bool:
+    """By content: a pickle or an archive has another ninth byte."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def save_generator(G: Generator, path, half: bool = False, **meta) -> None:
@@ -170,12 +204,21 @@ def save_generator(G: Generator, path, half: bool = False, **meta) -> None:
 
 
 def load_generator(path, device="cpu") -> Generator:
-    """Read a generator of `save_generator`, in eval mode and frozen.
+    """Read a generator in float32, in eval mode and frozen. Nothing in the file is executed.
+
+    Args:
+        path: a file of `save_generator`, or of PadInv's authors (.pth; "generator_smooth" where it is there), of
+            NVIDIA's stylegan2-ada-pytorch (.pkl; "G_ema") or TensorFlow StyleGAN2 (.pkl; the last of its three
+            networks), or of rosinality's stylegan2-pytorch (.pt; "g_ema"). The content decides, not the name.
+        device: where it goes.
 
     Raises:
-        ValueError: the file is missing, truncated, a pickle, or not of this architecture.
+        ValueError: the file is missing, truncated, damaged, asks for code to be run, or has no unconditional StyleGAN2
+            generator (skip architecture, RGB); says what was found instead.
     """
-    return load_network(Generator, GeneratorConfig, "generator", path, device)
+    if is_safetensors(path):
+        return load_network(Generator, GeneratorConfig, "generator", path).to(device)
+    return build_generator(*foreign.read_generator(path), path).to(device)
 
 
 def save_encoder(E: Encoder, path, half: bool = True, **meta) -> None:
@@ -184,140 +227,61 @@ def save_encoder(E: Encoder, path, half: bool = True, **meta) -> None:
 
 
 def load_encoder(path, device="cpu") -> Encoder:
-    """Read an encoder of `save_encoder` in float32, in eval mode and frozen. Raises as `load_generator`."""
-    return load_network(Encoder, EncoderConfig, "encoder", path, device)
+    """Read an encoder of `save_encoder`, or of PadInv's authors with its generator beside it. As `load_generator`."""
+    if is_safetensors(path):
+        return load_network(Encoder, EncoderConfig, "encoder", path).to(device)
+    return build(Encoder, *foreign.read_encoder(path), path).to(device)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# State dicts of other projects
+def build_generator(config: GeneratorConfig, tensors: dict[str, Tensor], source) -> Generator:
+    """`build`; a w_avg that a training checkpoint of rosinality's lacks is estimated, as that project does on use."""
+    if "mapping.w_avg" in tensors:
+        return build(Generator, config, tensors, source)
+    G = build(Generator, config, tensors | {"mapping.w_avg": torch.zeros(config.w_dim)}, source)
+    z = torch.randn(10_000, config.z_dim, generator=torch.Generator().manual_seed(0))
+    G.mapping.w_avg.copy_(G.mapping(z)[:, 0].mean(dim=0))
+    return G
 
 
-def conv(k: int | str) -> str:
-    """Our name of the k-th 3×3 convolution, counted through all resolutions as other projects do."""
-    return f"blocks.{(int(k) + 1) // 2}.conv{(int(k) + 1) % 2}"
+def generator_from_state(state: dict[str, Tensor], format: str) -> Generator:
+    """The generator of a state dict of another project, as `load_generator`.
 
-
-def build_generator(state: dict[str, Tensor], rules: dict) -> Generator:
-    """The generator of a foreign state dict, its architecture inferred from shapes.
-
-    rules: pattern of a whole foreign name -> ours, as a template for `re.Match.expand` or a function of the match.
+    Args:
+        state: its tensors; rosinality's "g_ema" with "latent_avg", TensorFlow's variables without network names.
+        format: one of `padinv.foreign.CONST`.
     """
-    tensors = {}
-    for key, t in state.items():
-        if key.endswith(("filter", ".kernel")):
-            if not torch.allclose((t / t.sum()).cpu(), fir_filter(), atol=1e-6):
-                raise ValueError(f"state: {key} is not the low-pass filter [1, 3, 3, 1] of this generator")
-            continue
-        for pattern, name in rules.items():
-            if match := re.fullmatch(pattern, key):
-                key = name(match) if callable(name) else match.expand(name)
-                break
-        tensors[key] = t
-    try:
-        blocks = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
-        layers = 1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("mapping.layers."))
-        w_dim, z_dim = len(tensors[f"mapping.layers.{layers - 1}.bias"]), tensors["mapping.layers.0.weight"].shape[1]
-        channels = {4 * 2**i: tensors[f"blocks.{i}.conv1.bias"].numel() for i in range(blocks)}
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"state: not a whole StyleGAN2 generator of this format ({error})") from error
-    channel_base = max(r * c for r, c in channels.items())
-    G = Generator(GeneratorConfig(4 * 2 ** (blocks - 1), z_dim, w_dim, layers, channel_base, max(channels.values())))
-    for name, t in G.state_dict().items():
-        if name in tensors and tensors[name].numel() == t.numel():
-            tensors[name] = tensors[name].reshape(t.shape)  # formats differ in singleton dimensions
-    return fill(G, tensors, "state")
-
-
-def from_padinv_official(state: dict[str, Tensor]) -> Generator:
-    """The generator of PadInv's authors: "generator" or "generator_smooth" of their checkpoint, as plain tensors."""
-    return build_generator(state, {
-        r"w_avg": r"mapping.w_avg",
-        r"mapping\.dense(\d+)\.(\w+)": r"mapping.layers.\1.\2",
-        r"synthesis\.early_layer\.const": r"const",
-        r"synthesis\.layer(\d+)\.style\.(\w+)": lambda m: f"{conv(m[1])}.affine.{m[2]}",
-        r"synthesis\.layer(\d+)\.(\w+)": lambda m: f"{conv(m[1])}.{m[2]}",
-        r"synthesis\.output(\d+)\.style\.(\w+)": r"blocks.\1.to_rgb.affine.\2",
-        r"synthesis\.output(\d+)\.(\w+)": r"blocks.\1.to_rgb.\2",
-    })  # fmt: skip
-
-
-def from_nvlabs_ada(state: dict[str, Tensor]) -> Generator:
-    """The unconditional `G_ema` of NVIDIA's stylegan2-ada-pytorch, as plain tensors."""
-    return build_generator(state, {
-        r"mapping\.fc(\d+)\.(\w+)": r"mapping.layers.\1.\2",
-        r"synthesis\.b4\.const": r"const",
-        r"synthesis\.b(\d+)\.(conv[01])\.noise_const": lambda m: f"blocks.{int(m[1]).bit_length() - 3}.{m[2]}.noise",
-        r"synthesis\.b(\d+)\.(conv[01])\.(.*)": lambda m: f"blocks.{int(m[1]).bit_length() - 3}.{m[2]}.{m[3]}",
-        r"synthesis\.b(\d+)\.torgb\.(.*)": lambda m: f"blocks.{int(m[1]).bit_length() - 3}.to_rgb.{m[2]}",
-    })  # fmt: skip
-
-
-def from_rosinality(state: dict[str, Tensor], w_avg: Tensor) -> Generator:
-    """rosinality's stylegan2-pytorch, as plain tensors: the state dict "g_ema" and the [w_dim] "latent_avg"."""
-    parts = {
-        "conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias",
-        "noise.weight": "noise_strength", "activate.bias": "bias", "bias": "bias",
-    }  # fmt: skip
-    part = f"({'|'.join(map(re.escape, parts))})"
-    return build_generator(state | {"mapping.w_avg": w_avg}, {
-        r"style\.(\d+)\.(\w+)": lambda m: f"mapping.layers.{int(m[1]) - 1}.{m[2]}",
-        r"input\.input": r"const",
-        rf"conv1\.{part}": lambda m: f"{conv(0)}.{parts[m[1]]}",
-        rf"convs\.(\d+)\.{part}": lambda m: f"{conv(int(m[1]) + 1)}.{parts[m[2]]}",
-        rf"to_rgb1\.{part}": lambda m: f"blocks.0.to_rgb.{parts[m[1]]}",
-        rf"to_rgbs\.(\d+)\.{part}": lambda m: f"blocks.{int(m[1]) + 1}.to_rgb.{parts[m[2]]}",
-        r"noises\.noise_(\d+)": lambda m: f"{conv(m[1])}.noise",
-    })  # fmt: skip
+    with foreign.errors_of("state"):
+        config, tensors = foreign.generator_tensors(state, format)
+    return build_generator(config, tensors, "state")
 
 
 def encoder_from_padinv_official(state: dict[str, Tensor], G: Generator) -> Encoder:
-    """The "encoder" of PadInv's authors for its generator G, as plain tensors.
+    """The "encoder" of PadInv's authors for its generator G, as plain tensors; it goes where G is.
 
-    Heads beyond G.num_ws, which the release computes for small generators and throws away, are dropped.
+    Raises:
+        ValueError: it is no such encoder, or that of another generator.
     """
-    tensors, heads = {"w_avg": G.w_avg, "const": G.const.detach()}, {}
-    names = {
-        "input_layer.": "stem.", "backbone_stages.": "stages.", "fpn.lateral_layers.": "laterals.",
-        "padding_extractor.": "padding.blocks.", "padding_modulation_heads.": "padding.rings.",
-        "res_layer.": "residual.", "shortcut_layer.": "shortcut.", "fc1.": "squeeze.", "fc2.": "excite.",
-    }  # fmt: skip
-    for key, t in state.items():
-        for old, new in names.items():
-            key = key.replace(old, new)
-        squeeze = key.startswith("padding.rings.") and t.ndim == 4
-        (heads if key.startswith("latent_heads.") else tensors)[key] = t.flatten(2) if squeeze else t
+    with foreign.errors_of("state"):
+        config, tensors = foreign.encoder_tensors(state, G.config, G.w_avg, G.const.detach())
+    return build(Encoder, config, tensors, "state").to(G.const.device)
 
-    def count(pattern: str) -> int:
-        return len({m[0] for key in [*tensors, *heads] if (m := re.match(pattern, key))})
 
-    try:
-        stages, pyramid = count(r"stages\.\d+"), len(tensors["laterals.0.bias"])
-        widths = [len(tensors[f"stages.{i}.0.residual.4.bias"]) for i in range(stages)]
-        E = Encoder.for_generator(
-            G,
-            input_resolution=2 ** (stages + count(r"latent_heads\.0\.convs\.\d+")),
-            widths=widths,
-            depths=[count(rf"stages\.{i}\.\d+\.") for i in range(stages)],
-            strides=[2] * stages,
-            se_reduction=widths[-1] // len(tensors[f"stages.{stages - 1}.0.residual.5.squeeze.weight"]),
-            pyramid_channels=pyramid,
-            head_channels=len(heads["latent_heads.0.convs.0.bias"]),
-            padded_resolutions=count(r"padding\.rings\.\d+"),
-            padding="outright",
-            layout="centre",
-            padding_level=1,
-            padding_channels=pyramid,
-            padding_depth=count(r"padding\.blocks\.\d+"),
-        )
-        order = iter(range(G.num_ws))  # theirs: one after another from the coarsest level; ours: side by side
-        for level in (2, 1, 0):
-            mine = [f"latent_heads.{next(order)}" for _ in range(E.config.level_heads[level])]
-            for part in ("weight", "bias") if mine else ():
-                for i in range(len(E.heads[level].convs)):
-                    fused = torch.cat([heads[f"{head}.convs.{2 * i}.{part}"] for head in mine])
-                    tensors[f"heads.{level}.convs.{i}.{part}"] = fused
-                tensors[f"heads.{level}.{part}"] = torch.stack([heads[f"{head}.linear.{part}"] for head in mine])
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"state: not an encoder of PadInv's authors for a generator of {G.num_ws} codes: "
-                         f"{error} is missing") from error  # fmt: skip
-    return fill(E, tensors, "state")
+def export_generator(G: Generator, path, format: str) -> None:
+    """Write a generator in the format of another project; `load_generator` gives every bit of it back.
+
+    Args:
+        G: any generator; in float32 in the file.
+        path: parent folders are made.
+        format: "padinv_official": both "generator" and "generator_smooth", without an encoder. "rosinality": that
+            project's `Generator` takes it where its fixed table of channels allows. "nvlabs_ada": a pickle of plain
+            tensors. NVIDIA's own loader refuses it, since it wants modules with their source code; the file says how to
+            build one in a line. "stylegan2_tf": (None, None, Gs), whose source is one line that imports NVIDIA's
+            `training.networks_stylegan2`, so that their loader needs their code on the path; it was not tried there.
+
+    Raises:
+        ValueError: another format.
+        OSError: as `atomic_write`.
+    """
+    if format not in foreign.CONST:
+        raise ValueError(f"format: expected one of {', '.join(foreign.CONST)}, got {format!r}")
+    atomic_write(path, foreign.exported(G, format))

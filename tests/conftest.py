@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from padinv.checkpoints import encoder_from_padinv_official, from_nvlabs_ada, from_padinv_official, from_rosinality
+from padinv.checkpoints import encoder_from_padinv_official, generator_from_state
 from padinv.codes import Code, Padding
 from padinv.generator import Generator, GeneratorConfig
 
@@ -28,7 +28,7 @@ def official() -> SimpleNamespace:
     """The authors' networks: G, E; state dicts; io; the encoder's input x and the true padding p of io's maps."""
     groups = read("padinv_official_tiny")
     io = groups["io"]
-    G = from_padinv_official(groups["generator"])
+    G = generator_from_state(groups["generator"], "padinv_official")
     return SimpleNamespace(
         G=G,
         E=encoder_from_padinv_official(groups["encoder"], G),
@@ -43,15 +43,15 @@ def official() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def nvlabs() -> SimpleNamespace:
     groups = read("nvlabs_ada_tiny")
-    return SimpleNamespace(G=from_nvlabs_ada(groups["generator"]), state=groups["generator"], io=groups["io"])
+    G = generator_from_state(groups["generator"], "nvlabs_ada")
+    return SimpleNamespace(G=G, state=groups["generator"], io=groups["io"])
 
 
 @pytest.fixture(scope="session")
 def rosinality() -> SimpleNamespace:
     groups = read("rosinality_tiny")
-    w_avg = groups["latent_avg"][""]
-    G = from_rosinality(groups["generator"], w_avg)
-    return SimpleNamespace(G=G, state=groups["generator"], w_avg=w_avg, io=groups["io"])
+    state = groups["generator"] | {"latent_avg": groups["latent_avg"][""]}
+    return SimpleNamespace(G=generator_from_state(state, "rosinality"), state=state, io=groups["io"])
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@
 
 from pathlib import Path
 
-from padinv.checkpoints import load_encoder, load_generator
+from padinv.checkpoints import export_generator, load_encoder, load_generator
 from padinv.codes import Code, Padding
 from padinv.encoder import Encoder, EncoderConfig
 from padinv.generator import Generator, GeneratorConfig
@@ -16,7 +16,7 @@ from padinv.inversion import invert
 
 __all__ = [
     "Code", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
-    "invert", "load_encoder", "load_generator", "project_root",
+    "export_generator", "invert", "load_encoder", "load_generator", "project_root",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

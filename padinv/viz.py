@@ -132,6 +132,27 @@ def show(figure, path: str | Path | None = None) -> None:
         atomic_write(path, buffer.getvalue())
 
 
+def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, milliseconds: int = 100) -> None:
+    """Display arrays of one size, as of `tile`, as an animation without end, and with a path write it: a GIF, the same
+    bytes for the same frames. All frames share one palette, smaller where the file is large."""
+    from IPython.display import Image as Displayed
+    from IPython.display import display
+
+    from padinv.checkpoints import atomic_write
+
+    height, width, _ = frames[0].shape
+    strip = Image.fromarray(np.concatenate(frames))  # below each other, for the common palette
+    for colours in (256, 128, 64, 32):
+        reduced = strip.quantize(colours, dither=Image.Dither.NONE)
+        first, *rest = (reduced.crop((0, i * height, width, (i + 1) * height)) for i in range(len(frames)))
+        first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+        if buffer.tell() <= FIGURE_BYTES:
+            break
+    display(Displayed(buffer.getvalue(), format="gif"))
+    if path is not None:
+        atomic_write(path, buffer.getvalue())
+
+
 def curve(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """A training curve that dvclive wrote to a folder: thousands of images shown, values.
 

@@ -1,0 +1,38 @@
+"""Animations."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from padinv.viz import FIGURE_BYTES, animate
+
+
+@pytest.fixture
+def frames():
+    """A square that moves over a gradient, 6 frames [24, 40, 3]."""
+    background = np.broadcast_to(np.linspace(0, 255, 40, dtype=np.uint8)[None, :, None], (24, 40, 3))
+    frames = [background.copy() for _ in range(6)]
+    for i, frame in enumerate(frames):
+        frame[8:16, 4 * i : 4 * i + 8] = (200, 30, 30)
+    return frames
+
+
+def test_an_animation_shows_its_frames_and_is_the_same_bytes(frames, tmp_path, capsys):
+    for name in ("a.gif", "b.gif"):
+        animate(frames, tmp_path / name, milliseconds=50)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.info["loop"] == 0 and gif.info["duration"] == 50 and gif.n_frames == 6
+        for frame, expected in zip(ImageSequence.Iterator(gif), frames, strict=True):
+            assert np.abs(np.array(frame.convert("RGB")).astype(int) - expected).max() < 12
+
+
+def test_a_large_animation_keeps_fewer_colours(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3), dtype=np.uint8)
+    animate(list(noise), tmp_path / "noise.gif")
+    data = (tmp_path / "noise.gif").read_bytes()
+    assert len(data) < FIGURE_BYTES
+    with Image.open(io.BytesIO(data)) as gif:
+        assert gif.n_frames == 8 and len(np.unique(np.array(gif.convert("RGB")).reshape(-1, 3), axis=0)) < 256

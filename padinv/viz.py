@@ -132,9 +132,9 @@ def show(figure, path: str | Path | None = None) -> None:
         atomic_write(path, buffer.getvalue())
 
 
-def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, milliseconds: int = 100) -> None:
-    """Display arrays of one size, as of `tile`, as an animation without end, and with a path write it: a GIF, the same
-    bytes for the same frames. All frames share one palette, smaller where the file is large."""
+def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, ms: int = 100, zoom: int = 3) -> None:
+    """Display arrays of one size, as of `tile`, as an endless animation, each so long and `zoom` times enlarged; with a
+    path write it: a GIF, the same bytes for the same frames. One palette serves all; a large file has fewer colours."""
     from IPython.display import Image as Displayed
     from IPython.display import display
 
@@ -145,10 +145,10 @@ def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, millis
     for colours in (256, 128, 64, 32):
         reduced = strip.quantize(colours, dither=Image.Dither.NONE)
         first, *rest = (reduced.crop((0, i * height, width, (i + 1) * height)) for i in range(len(frames)))
-        first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+        first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=rest, duration=ms, loop=0)
         if buffer.tell() <= FIGURE_BYTES:
             break
-    display(Displayed(buffer.getvalue(), format="gif"))
+    display(Displayed(buffer.getvalue(), format="gif", width=zoom * width))
     if path is not None:
         atomic_write(path, buffer.getvalue())
 

@@ -319,4 +319,4 @@ def test_an_experiment_as_in_the_readme(tmp_path):
     assert changed["row.common.lpips_alex"]["old"] != changed["row.common.lpips_alex"]["new"]
     assert "two-steps" in dvc("exp", "list", "--name-only")
     page = dvc("plots", "diff", "HEAD", "two-steps", "--out", "page").strip()
-    assert "results/curves/psp/plots/metrics/mse.tsv" in Path(page.removeprefix("file://")).read_text()
+    assert "two-steps_results_figures_teaser.png" in Path(page.removeprefix("file://")).read_text()

@@ -21,7 +21,7 @@ def frames():
 
 def test_an_animation_shows_its_frames_and_is_the_same_bytes(frames, tmp_path, capsys):
     for name in ("a.gif", "b.gif"):
-        animate(frames, tmp_path / name, milliseconds=50)
+        animate(frames, tmp_path / name, ms=50)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.info["loop"] == 0 and gif.info["duration"] == 50 and gif.n_frames == 6

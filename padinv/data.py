@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import os
+import sys
 import warnings
 import zipfile
 import zlib
@@ -256,7 +257,7 @@ def _bar(items: Iterable, total: int, what: str, progress: bool) -> Iterable:
     return tqdm(items, total=total, desc=what, unit="image", disable=not progress)
 
 
-# ---------------------------------------------------------------- writing the avatars
+# ---------------------------------------------------------------- writing
 
 COUNTS = {"train": 13000, "test": 1000, "blending": 200, "editing": 100}  # images, triples, targets per edit
 
@@ -317,10 +318,15 @@ def avatar_rows(part: str, seed: int = 0, count: int | None = None) -> list[dict
 
 def _render(row: dict[str, str], resolution: int) -> tuple[str, bytes]:
     torch.set_num_threads(1)
-    image = Image.fromarray(avatars.render(row, resolution).permute(1, 2, 0).contiguous().numpy())
+    return row["file"], _encode(avatars.render(row, resolution))
+
+
+def _encode(image: Tensor) -> bytes:
+    """Lossless WebP of a uint8 image [3, H, W]."""
     out = io.BytesIO()
-    image.save(out, "WEBP", lossless=True, quality=100, method=4)
-    return row["file"], out.getvalue()
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture.save(out, "WEBP", lossless=True, quality=100, method=4)
+    return out.getvalue()
 
 
 def write_avatars(
@@ -339,10 +345,30 @@ def write_avatars(
         write_zip(path, _bar(drawn, len(rows), part, progress), rows)
 
 
+def write_photos(
+    source: str | os.PathLike, folder: str | os.PathLike, resolution: int, n_test: int, progress: bool = True
+) -> None:
+    """Split a folder or zip of photographs, sorted by name, into folder/test.zip (the last n_test) and train.zip (the
+    others): centred squares, resized, lossless WebP, with their labels. What cannot be read is left out, and named in
+    a warning."""
+    photos = ImageDataset(source, resolution)
+    if not 0 < n_test < len(photos):
+        raise ValueError(f"test: expected 1 to {len(photos) - 1} of the {len(photos)} photographs, got {n_test}")
+    cut = len(photos) - n_test
+    for part, indices in (("train", range(cut)), ("test", range(cut, len(photos)))):
+        images = photos.tensor(indices, progress, skip_bad=True)
+        kept = [i for i in indices if photos.names[i] not in photos.bad]
+        rows = [{"file": PurePosixPath(photos.names[i]).with_suffix(".webp").as_posix()} for i in kept]
+        if photos.labels:
+            rows = [photos.labels[i] | row for i, row in zip(kept, rows, strict=True)]
+        encoded = ((row["file"], _encode(image)) for row, image in zip(rows, images, strict=True))
+        write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m padinv.data",
-        description="Render the avatars data set.",
+        description="Render the avatars data set, or split photographs into train.zip and test.zip.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="data/avatars-64", help="folder of the four zips that are written")
@@ -351,7 +377,13 @@ def main() -> None:
     for part, what in zip(COUNTS, ("images", "images", "triples", "targets per edit"), strict=True):
         parser.add_argument(f"--{part}", type=int, default=COUNTS[part], help=f"{what} in {part}.zip")
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--photos", help="folder or zip to split instead; the last --test of its images are the test")
     args = parser.parse_args()
+    if args.photos:
+        try:
+            return write_photos(args.photos, args.out, args.resolution, args.test)
+        except (ValueError, OSError) as error:
+            sys.exit(f"padinv.data: {error}")
     for part in COUNTS:
         path = Path(args.out) / f"{part}.zip"
         write_avatars(path, part, args.resolution, args.seed, getattr(args, part), args.workers)

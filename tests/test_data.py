@@ -475,3 +475,24 @@ def test_command_line(renderer, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         data.main()
     assert "--resolution" in capsys.readouterr().out
+
+
+def test_photographs_are_split_with_their_labels(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "photos"
+    (folder / "a").mkdir(parents=True)
+    for i in range(5):
+        Image.new("RGB", (40, 30), (50 * i, 0, 0)).save(folder / f"{'a/' if i < 2 else ''}{i}.png")
+    (folder / "a" / "1.png").write_bytes(b"no image")
+    names = ["a/0.png", "a/1.png", "2.png", "3.png", "4.png"]
+    (folder / "labels.csv").write_text("file,age\n" + "".join(f"{n},{i}\n" for i, n in enumerate(names)))
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", f"data --photos {folder} --test 2 --resolution 16 --out {out}".split())
+    with pytest.warns(UserWarning, match=r"a/1\.png"):
+        data.main()
+    train, test = (data.ImageDataset(out / f"{part}.zip") for part in ("train", "test"))
+    assert train.names == ["2.webp", "3.webp", "4.webp"] and [row["age"] for row in train.labels] == ["2", "3", "4"]
+    assert test.names == ["a/0.webp"] and test.labels == [{"file": "a/0.webp", "age": "0"}]
+    assert torch.equal(train[1], torch.tensor([150, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+    monkeypatch.setattr("sys.argv", f"data --photos {folder} --test 5 --out {out}".split())
+    with pytest.raises(SystemExit, match="test: expected 1 to 4 of the 5 photographs, got 5"):
+        data.main()

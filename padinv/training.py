@@ -32,6 +32,7 @@ from padinv.data import ImageDataset, to_float
 from padinv.discriminator import Discriminator, LatentDiscriminator
 from padinv.encoder import Encoder
 from padinv.generator import Generator, GeneratorConfig
+from padinv.identity import ArcFace, arcface
 from padinv.viz import save_grid
 
 
@@ -80,6 +81,9 @@ class EncoderTraining(Run):
     lr_final: float = 1.0  # factor on lr at the end of a cosine; 1 keeps lr fixed, as the paper does
     mse: float = 1.0
     lpips: float = 0.8
+    identity: float = 0.0  # 1 − cosine of ArcFace features, for faces (0.1 in the paper)
+    identity_weights: str = ""  # path of model_ir_se50.pth, which users bring
+    identity_box: tuple = ArcFace.FFHQ_BOX  # top, left and side of the face in the image; [0, 0, 1] for tight crops
     w_norm: float = 0.003  # 2-norm of w − w_avg over layers and channels
     adversarial: float = 0.0
     adversarial_lr: float = 1e-4  # of both discriminators
@@ -89,6 +93,7 @@ class EncoderTraining(Run):
     w_adversarial: float = 0.0  # e4e: against a discriminator of codes
     unlock: tuple = ()  # e4e: (images until the second w may differ from the first, images until each further one)
     passes: int = 1  # ReStyle: steps on one batch, each from where the one before led
+    swap: float = 0.0  # weight of recoloured images drawn from P of the original and W+ of a warped copy (`views`)
     lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
 
@@ -436,6 +441,31 @@ def train_generator(
 # Encoder
 
 
+def views(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Recoloured images, and the same warped: two views whose parts tell P from W+.
+
+    P of x and w of the warped view together are to draw the recoloured one. P has not seen its colours and w not its
+    shapes, so that each learns to hold what the other cannot; no labels are needed.
+
+    x: [N, 3, R, R] in [−1, 1] -> twice [N, 3, R, R] in [−1, 1]. Channels are mixed around the identity and sometimes
+    permuted; warps mirror half of the images, and scale, shear and shift by up to about a tenth.
+    """
+    n, device = len(x), x.device
+
+    def spread(*shape: int) -> Tensor:
+        return 2 * torch.rand(*shape, device=device) - 1
+
+    orders = torch.rand(n, 3, device=device).argsort(dim=1)
+    orders = torch.where(torch.rand(n, 1, device=device) < 0.3, orders, torch.arange(3, device=device))
+    mix = F.one_hot(orders, 3).float() @ (torch.eye(3, device=device) + 0.3 * torch.randn(n, 3, 3, device=device))
+    colours = torch.einsum("nij, njhw -> nihw", mix, x) + 0.15 * torch.randn(n, 3, 1, 1, device=device)
+    colours = colours.clamp(-1, 1)  # [N, 3, R, R]
+    theta = torch.eye(2, 3, device=device) + 0.1 * spread(n, 2, 3)  # [N, 2, 3]
+    theta[:, 0, 0] *= spread(n).sign()
+    where = F.affine_grid(theta, list(x.shape), align_corners=False)  # [N, R, R, 2]
+    return colours, F.grid_sample(colours, where, padding_mode="border", align_corners=False)
+
+
 def train_encoder(
     data: str,
     generator: str,
@@ -444,6 +474,7 @@ def train_encoder(
     run_dir: str,
     curves: str | None = None,
     base: str | None = None,
+    init: str | None = None,
 ) -> Encoder:
     """Train an encoder for a frozen generator (paper, section 3.3; METHOD section 5), or go on with a run.
 
@@ -454,6 +485,7 @@ def train_encoder(
         config, run_dir, curves: as in `train_generator`; `config.encoder` says what is predicted.
         base: checkpoint of a trained encoder. A residual encoder is trained then, which goes on from its answers
             (ReStyle, Alaluf et al. 2021), `config.passes` times for each batch.
+        init: checkpoint of an encoder of the same architecture, whose weights training starts from.
 
     Raises:
         Stop, ValueError: as `train_generator`.
@@ -462,7 +494,9 @@ def train_encoder(
 
     accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
-    inputs |= {"base": file_hash(base)} if base else {}
+    likeness = arcface(config.identity_weights, accelerator.device, config.identity_box) if config.identity else None
+    others = (("base", base), ("init", init), ("arcface", likeness and config.identity_weights))
+    inputs |= {key: file_hash(path) for key, path in others if path}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
     images = ImageDataset(data, resolution=G.resolution).tensor(progress=accelerator.is_main_process)
@@ -470,6 +504,13 @@ def train_encoder(
     torch.manual_seed(step_seed(config.seed, 0, -2))
     first = load_encoder(base, accelerator.device).to(memory_format=torch.channels_last) if base else None
     E = Encoder.residual_of(first) if base else Encoder.for_generator(G, **config.encoder)
+    if init:
+        trained = load_encoder(init)
+        if trained.config != E.config:
+            raise ValueError(f"init: {init} has another architecture than the settings; give it the same `encoder`")
+        E.load_state_dict(trained.state_dict())
+    if config.swap and (base or E.padding is None):
+        raise ValueError("swap: needs an encoder that predicts P, and no residual one")
     E = E.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(True).train()
     perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
     networks = [E, Adam(E.parameters(), lr=config.lr)]
@@ -522,8 +563,18 @@ def train_encoder(
 
     def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
         """One step of the encoder, of a residual one from a code; what it predicted."""
+        n, weight = len(x), x.new_ones(len(x))
+        if config.swap:
+            colours, warped = views(x)
+            seen = torch.cat((x, warped)).contiguous(memory_format=torch.channels_last)  # [2N, 3, S, S]
+            x = torch.cat((x, colours))  # [2N, 3, R, R]
+            weight = torch.cat((weight, config.swap * weight))
         with accelerator.autocast():
-            if code is None:
+            if config.swap:
+                code = E(seen)
+                plain = code[: len(seen) // 2]
+                code = Code(code.w, Code.cat([plain, plain]).p)
+            elif code is None:
                 code = E(x)
             else:
                 with torch.no_grad():
@@ -533,12 +584,17 @@ def train_encoder(
             y = G(code)
         values, loss = {}, 0.0
         if config.mse:
-            values["mse"] = (y - x).square().mean()
-            loss = loss + config.mse * values["mse"]
+            error = (y - x).square().mean(dim=(1, 2, 3))  # [N]
+            values["mse"] = error[:n].mean()
+            loss = loss + config.mse * (weight * error).sum() / n
         if config.lpips:
             with accelerator.autocast():
-                values["lpips"] = perceptual(y, x).mean()
-            loss = loss + config.lpips * values["lpips"]
+                error = perceptual(y, x)  # [N]
+            values["lpips"] = error[:n].mean()
+            loss = loss + config.lpips * (weight * error).sum() / n
+        if config.identity:
+            values["identity"] = likeness(y[:n], x[:n]).mean()
+            loss = loss + config.identity * values["identity"]
         if config.w_norm:
             values["w_norm"] = (code.w - G.w_avg).flatten(1).norm(dim=1).mean()
             loss = loss + config.w_norm * values["w_norm"]
@@ -613,6 +669,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--section", help="of params.yaml (default: train_generator or train_encoder)")
     parser.add_argument("--method", default="padinv", help="encoder: entry of the section's methods (%(default)s)")
     parser.add_argument("--base", help="encoder: checkpoint of the encoder that a residual one goes on from")
+    parser.add_argument("--init", help="encoder: checkpoint whose weights training starts from")
     parser.add_argument("--data", required=True, help="folder or zip of images")
     parser.add_argument("--generator", help="encoder: checkpoint of the generator to invert")
     parser.add_argument("--out", required=True, help="safetensors file to write")
@@ -639,7 +696,7 @@ def main(arguments: list[str] | None = None) -> None:
             config = configure(EncoderTraining, section, args.set)
             if args.generator is None:
                 raise ValueError("--generator: the checkpoint of the generator is needed")
-            train_encoder(args.data, args.generator, args.out, config, args.workdir, args.curves, args.base)
+            train_encoder(args.data, args.generator, args.out, config, args.workdir, args.curves, args.base, args.init)
     except (Stop, ValueError, OSError) as error:
         sys.exit(f"padinv.training: {error}")
 

@@ -200,6 +200,56 @@ def test_each_loss_can_be_switched(data, generator, tmp_path):
     assert set(history[0]) == {"images", "mse", "lpips", "w_norm"}
 
 
+def test_identity_needs_weights_and_then_is_a_loss(data, generator, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="identity: .*model_ir_se50.pth"):
+        train_e(data, generator, tmp_path, 8, "none", identity=0.1)
+    likeness = torch.nn.CosineSimilarity()  # of pixels, in the place of a slow network
+    monkeypatch.setattr(T, "arcface", lambda path, device, box: lambda y, x: 1 - likeness(y.flatten(1), x.flatten(1)))
+    (tmp_path / "weights.pth").write_text("any")
+    settings = {"mse": 0.0, "w_norm": 0.0, "identity": 1.0, "identity_weights": str(tmp_path / "weights.pth")}
+    _, history = train_e(data, generator, tmp_path, 40, **settings, grid_every=40)
+    loss = [row["identity"] for row in history]
+    assert set(history[0]) == {"images", "identity"} and np.mean(loss[-3:]) < np.mean(loss[:3])
+
+
+def test_views_are_of_the_same_image():
+    torch.manual_seed(0)
+    x = torch.rand(64, 3, 32, 32) * 2 - 1
+    x[:, :, :, 16:] = x[:, :, :, 16:] * 0.2  # busy on the left, calm on the right
+    before = x.clone()
+    colours, warped = T.views(x)
+    assert torch.equal(x, before) and colours.shape == warped.shape == x.shape
+    assert max(colours.abs().max(), warped.abs().max()) <= 1
+    assert (colours.mean(dim=(2, 3)) - x.mean(dim=(2, 3))).abs().mean() > 0.05, "colours change"
+    busy = colours[..., :16].std(dim=(1, 2, 3)) > colours[..., 16:].std(dim=(1, 2, 3))
+    assert busy.all(), "shapes do not"
+    mirrored = warped[..., :16].std(dim=(1, 2, 3)) < warped[..., 16:].std(dim=(1, 2, 3))
+    assert 0.3 < mirrored.float().mean() < 0.7, "of the warped ones, half are mirrored"
+
+
+def test_swapping_goes_on_from_an_encoder_and_resumes(data, generator, tmp_path):
+    def go_on(name, images, init=tmp_path / "e.safetensors", **settings):
+        encoder = SMALL_ENCODER | settings.pop("encoder", {})
+        config = T.EncoderTraining(batch=4, lr=3e-3, log_every=1, images=images, swap=1.0, encoder=encoder, **settings)
+        arguments = (str(tmp_path / f"{name}.safetensors"), config, str(tmp_path / name))
+        return T.train_encoder(data, generator, *arguments, init=init and str(init))
+
+    train_e(data, generator, tmp_path, 16)
+    start = load_encoder(tmp_path / "e.safetensors").state_dict()
+    none = go_on("none", 4, lr_final=0.0, grid_every=100)
+    key = "padding.rings.0.weight"
+    assert not torch.equal(none.state_dict()[key], start[key]), "it learns"
+    assert (none.state_dict()[key] - start[key]).abs().max() < 0.01, "from where the other had ended"
+    whole = go_on("whole", 32)
+    for images in (16, 32):
+        part = go_on("part", images)
+    assert same(whole.state_dict(), part.state_dict())
+    with pytest.raises(ValueError, match="init: .*another architecture"):
+        go_on("wide", 4, encoder={"head_channels": 6})
+    with pytest.raises(ValueError, match="swap: needs an encoder that predicts P"):
+        go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False})
+
+
 def test_psp_is_the_same_encoder_without_p(data, generator, tmp_path):
     E, _ = train_e(data, generator, tmp_path, 4, encoder={"padded_resolutions": 0, "replace_const": False})
     assert E(torch.zeros(1, 3, 32, 32)).p is None

@@ -1,0 +1,538 @@
+"""Photographs: find the faces, align them as FFHQ does, invert them, paste the results back.
+
+A face's square lies in its photograph as a matrix [2, 3], which takes (u, v, 1), u and v in [−1, 1] from the left and
+the top of the crop, to (x, y) in pixels from the photograph's top left corner. Photographs and crops are uint8
+[3, H, W], as `padinv.data.read_image` gives them.
+"""
+
+import functools
+import io
+import json
+import math
+import os
+import statistics
+import zipfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from padinv.checkpoints import atomic_write, file_hash, load_encoder, load_generator
+from padinv.codes import Code
+from padinv.data import ImageDataset, read_image, to_float, to_uint8
+from padinv.identity import ArcFace, arcface, similarity
+from padinv.inversion import invert
+from padinv.metrics import compare, write_json
+from padinv.viz import tile
+
+# How much of FFHQ's square to cut, as a factor on its side, and how far below its centre, in half sides. "tight" is
+# how UTKFace cuts: medians over 200 of its faces, nine tenths of which lie within 0.59 to 0.68 and 0.18 to 0.24.
+TEMPLATES = {"ffhq": (1.0, 0.0), "tight": (0.63, 0.21)}
+SEARCHED = 1024  # pixels of the longer side of the picture that faces are looked for in; larger ones are reduced
+MIN_FACE = 40  # pixels of the smallest face in it
+CERTAINTY = 0.9  # of the detector, from 0 to 1: below it, what was found is no face
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faces
+
+
+@functools.cache
+def detector():
+    """MTCNN (Zhang et al. 2016) of facenet-pytorch, whose weights lie in the package; on the CPU.
+
+    Raises:
+        ImportError: the package is missing; names the command that installs it.
+    """
+    try:
+        from facenet_pytorch import MTCNN
+    except ImportError as error:
+        raise ImportError(f"faces are found by the package facenet-pytorch, which cannot be imported ({error}). Fix: "
+                          'pip install "facenet-pytorch~=2.5.3". Pictures that are aligned crops already need no '
+                          "detector: --aligned") from error  # fmt: skip
+    return MTCNN(keep_all=True, min_face_size=MIN_FACE, thresholds=[0.6, 0.7, CERTAINTY]).eval()
+
+
+def detect(photo: Tensor) -> Tensor:
+    """The five landmarks of each face in a photograph, the largest face first.
+
+    Args:
+        photo: uint8 [3, H, W]; faces smaller than a twenty-fifth of the longer side are not looked for.
+
+    Returns:
+        Float32 [N, 5, 2]: x and y in pixels of the eye on the left of the picture, the eye on the right, the tip of
+        the nose, the left and the right corner of the mouth. N is 0 where there is no face.
+
+    Raises:
+        ImportError: as `detector`.
+    """
+    _, h, w = photo.shape
+    factor = max(1.0, max(h, w) / SEARCHED)
+    size = round(w / factor), round(h / factor)
+    if min(size) < MIN_FACE:
+        return torch.zeros(0, 5, 2)
+    picture = Image.fromarray(photo.permute(1, 2, 0).contiguous().numpy())
+    if factor > 1:
+        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)  # anti-aliased
+    margin = min(size) // 4  # of the border's colours: without it landmarks near the border are drawn inwards
+    picture = np.pad(np.asarray(picture), ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    _, _, found = detector().detect(Image.fromarray(picture), landmarks=True)
+    if found is None:
+        return torch.zeros(0, 5, 2)
+    points = torch.from_numpy(np.array(found.tolist(), np.float32)) - margin  # [N, 5, 2]
+    nose, size = points[:, 2], torch.tensor(size)
+    points = points[((nose >= 0) & (nose <= size)).all(dim=1)]
+    return points * (torch.tensor([w, h]) / size)
+
+
+def align(points: Tensor, template: str = "ffhq") -> Tensor:
+    """The square of a face as FFHQ cuts it (Karras et al. 2019, appendix A): turned with the line of the eyes and that
+    from the eyes to the mouth, and as large as the distances between them ask for.
+
+    Args:
+        points: [5, 2] of `detect`.
+        template: "ffhq", or "tight" for the closer crops of UTKFace: a part of that square.
+
+    Returns:
+        The matrix [2, 3].
+
+    Raises:
+        ValueError: another template or shape.
+    """
+    if template not in TEMPLATES or points.shape != (5, 2):
+        raise ValueError(f"points, template: expected [5, 2] and one of {tuple(TEMPLATES)}, got {list(points.shape)} "
+                         f"and {template!r}")  # fmt: skip
+    scale, down = TEMPLATES[template]
+    left, right, _, *mouth = points.double()
+    eyes = (left + right) / 2
+    across, along = right - left, (mouth[0] + mouth[1]) / 2 - eyes
+    x = across + torch.stack((along[1], -along[0]))  # both, turned to the same direction
+    x = x / x.norm().clamp_min(1e-6) * torch.maximum(2.0 * across.norm(), 1.8 * along.norm())
+    y = torch.stack((-x[1], x[0]))
+    centre = eyes + 0.1 * along + down * y
+    return torch.stack((scale * x, scale * y, centre), dim=1).float()  # [2, 3]
+
+
+def half_side(matrix: Tensor) -> float:
+    """Of the square, in pixels of the photograph."""
+    return matrix[:, 0].norm().item()
+
+
+def outline(matrix: Tensor) -> Tensor:
+    """The square's corners in the photograph, from the top left one around and back to it: [2, 5]."""
+    return matrix @ torch.tensor([[-1.0, 1, 1, -1, -1], [-1, -1, 1, 1, -1], [1, 1, 1, 1, 1]])
+
+
+def crop(photo: Tensor, matrix: Tensor, resolution: int) -> Tensor:
+    """Cut out a square, anti-aliased: uint8 [3, resolution, resolution]. Beyond its edges a photograph is mirrored."""
+    _, h, w = photo.shape
+    side = 2 * half_side(matrix)
+    k = max(1, int(side / (2 * resolution)))  # first averaged over k × k pixels
+    spans = []
+    for low, high, size in zip(*outline(matrix).aminmax(dim=1), (w, h), strict=True):
+        low, high = float(low), float(high)
+        low, high = min(low, 2 * size - high), max(high, -low)  # what mirroring shows
+        spans.append((max(0, math.floor(low) - 2 * k), min(size, math.ceil(high) + 2 * k)))
+    (x0, x1), (y0, y1) = ((low, max(low + 1, high)) for low, high in spans)
+    part = photo[None, :, y0:y1, x0:x1].float()  # [1, 3, h, w]
+    if k > 1:
+        part = F.avg_pool2d(part, k, ceil_mode=True, count_include_pad=False)
+    fine = resolution * max(1, math.ceil(side / (k * resolution)))  # then sampled at least once for every pixel
+    steps = (torch.arange(fine) + 0.5) * 2 / fine - 1
+    v, u = torch.meshgrid(steps, steps, indexing="ij")
+    xy = torch.stack((u, v, torch.ones_like(u)), dim=-1) @ matrix.T  # [fine, fine, 2], x and y
+    extent = torch.tensor([part.shape[3], part.shape[2]]) * k
+    grid = (xy - torch.tensor([x0, y0])) * 2 / extent - 1
+    out = F.grid_sample(part, grid[None], padding_mode="reflection", align_corners=False)
+    out = F.avg_pool2d(out, fine // resolution)[0]  # [3, R, R]
+    return out.round().clamp(0, 255).to(torch.uint8)
+
+
+def paste(photo: Tensor, image: Tensor, matrix: Tensor, border: float = 0.2) -> Tensor:
+    """The photograph with an image in the place of a face's square; nothing outside the square changes.
+
+    Args:
+        photo: uint8 [3, H, W].
+        image: the inverted or edited crop, [3, R, R] in [−1, 1].
+        matrix: of the square.
+        border: width of the soft transition inside the square's edges, in half sides.
+
+    Returns:
+        uint8 [3, H, W], a copy.
+    """
+    _, h, w = photo.shape
+    out, half = photo.clone(), half_side(matrix)
+    (x0, x1), (y0, y1) = (
+        (max(0, math.floor(float(low))), min(size, math.ceil(float(high))))
+        for low, high, size in zip(*outline(matrix).aminmax(dim=1), (w, h), strict=True)
+    )
+    if x0 >= x1 or y0 >= y1:
+        return out
+    image = image.detach().float().cpu()[None]
+    if image.shape[-1] > 2 * half:
+        image = F.interpolate(image, size=(max(1, round(2 * half)),) * 2, mode="area")  # [1, 3, side, side]
+    y, x = torch.meshgrid(torch.arange(y0, y1) + 0.5, torch.arange(x0, x1) + 0.5, indexing="ij")
+    uv = (torch.stack((x, y), dim=-1) - matrix[:, 2]) @ matrix[:, :2] / half**2  # [h, w, 2]; columns at right angles
+    sampled = F.grid_sample(image, uv[None], padding_mode="border", align_corners=False)[0]  # [3, h, w]
+    t = ((1 - uv.abs().amax(dim=-1)) / border).clamp(0, 1)
+    mask = t * t * (3 - 2 * t)  # [h, w], without a kink at either end
+    part = out[:, y0:y1, x0:x1].float()
+    blended = part + mask * (sampled * 127.5 + 127.5 - part)
+    out[:, y0:y1, x0:x1] = blended.round().clamp(0, 255).to(torch.uint8)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Many photographs
+
+
+@dataclass
+class Item:
+    """What a worker makes of one photograph: crops uint8 [N, 3, R, R] and points [N, 5, 2], or why there are none."""
+
+    index: int
+    crops: np.ndarray
+    points: np.ndarray
+    error: str | None = None
+
+
+class Photos(Dataset):
+    """The pictures of files, folders and zips, in a fixed order; photos[i] is an `Item` and never raises for a bad one.
+
+    Attributes:
+        sources: absolute path of each, that of an entry with its zip's before it.
+        names: relative path of its results without suffix, no two alike whatever the case. Those of `known` (source ->
+            name) are kept. Where a folder has more than 5,000 pictures, 256 sub-folders share the results.
+    """
+
+    MANY = 5000
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        resolution: int,
+        template: str | None = "ffhq",
+        largest: bool = False,
+        known: dict[str, str] | None = None,
+    ):
+        """resolution: of the crops. template: of `align`, or None for pictures that are aligned. largest: leave the
+        smaller faces out. Raises FileNotFoundError for a path that is absent, ValueError for a zip or folder without
+        images."""
+        self.resolution, self.template, self.largest, known = resolution, template, largest, known or {}
+        self.sources, self.places, plain, seen = [], [], [], set()
+        for path in dict.fromkeys(os.path.abspath(path) for path in paths):
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} does not exist; expected images, folders or zips of images")
+            dataset = ImageDataset(path) if os.path.isdir(path) or zipfile.is_zipfile(path) else None
+            for i, name in enumerate(dataset.names if dataset else [Path(path).name]):
+                source = f"{path}/{name}" if dataset else path
+                if source not in seen:
+                    self.sources.append(source)
+                    self.places.append((dataset, i))
+                    plain.append(safe_name(name))
+                seen.add(source)
+        crowded = max(Counter(PurePosixPath(name).parent for name in plain).values(), default=0) > self.MANY
+        taken, self.names = {name.casefold() for name in known.values()}, []
+        for source, name in zip(self.sources, plain, strict=True):
+            if source not in known:
+                name = f"{crc32(os.fsencode(name)) % 256:02x}/{name}" if crowded else name
+                free, n = name, 1
+                while free.casefold() in taken:
+                    free, n = f"{name}~{n + 1}", n + 1
+                taken.add(free.casefold())
+                name = free
+            self.names.append(known.get(source, name))
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def read(self, index: int, resolution: int | None = None) -> Tensor:
+        """The whole picture, or its centred square at a resolution. Raises ValueError or OSError for a bad one."""
+        dataset, i = self.places[index]
+        if dataset is None:
+            return read_image(self.sources[index], resolution)
+        return read_image(dataset._bytes(dataset.names[i]), resolution, self.sources[index])
+
+    def stamp(self, index: int) -> list[int]:
+        """Changes when the file does: its size and time, of a zip for all that is in it."""
+        dataset, _ = self.places[index]
+        inside = dataset is not None and not dataset.path.is_dir()
+        try:
+            stat = os.stat(dataset.path if inside else self.sources[index])
+        except OSError:
+            return [0, 0]
+        return [stat.st_size, stat.st_mtime_ns]
+
+    def __getitem__(self, index: int) -> Item:
+        none = Item(index, np.empty((0, 3, 0, 0), np.uint8), np.empty((0, 5, 2), np.float32))
+        try:
+            if self.template is None:
+                none.crops = self.read(index, self.resolution)[None].numpy()
+                return none
+            photo = self.read(index)
+            points = detect(photo)
+        except (ValueError, OSError, MemoryError) as error:
+            none.error = str(error) or type(error).__name__
+            return none
+        if not len(points):
+            none.error = f"{self.sources[index]}: no face found"
+            return none
+        points = points[: 1 if self.largest else None]
+        crops = torch.stack([crop(photo, align(p, self.template), self.resolution) for p in points])
+        return Item(index, crops.numpy(), points.numpy())
+
+
+def safe_name(name: str) -> str:
+    """A relative path without suffix that stays inside its folder and leaves room for the endings of results."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "_")).with_suffix("").parts if part not in ("/", "..")]
+    return "/".join(os.fsdecode(os.fsencode(part)[:180]) for part in parts) or "picture"
+
+
+def unchanged(x):
+    return x
+
+
+def batches(items: Iterable[Item], faces: int) -> Iterator[list[Item]]:
+    """Consecutive items with at least so many faces together, the last ones with fewer."""
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if sum(len(i.crops) for i in group) >= faces or len(group) >= 4 * faces:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class Results:
+    """The folder of results. A picture counts as done once its line stands in records/, written after its files.
+
+    Each process appends to a file of records of its own. A line cut off by a crash is no line.
+    """
+
+    def __init__(self, folder: str | os.PathLike, aligned: bool, pasted: bool):
+        self.folder, self.aligned, self.pasted = Path(folder), aligned, pasted and not aligned
+        self.records: dict[str, dict] = {}  # source -> record, the latest of each
+        for path in sorted((self.folder / "records").glob("*.jsonl")):
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                try:
+                    record = json.loads(line)
+                    self.records[record["source"]] = record
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def settle(self, settings: dict, write: bool) -> None:
+        """Check the settings of earlier runs into this folder, or note them; remove half-written files of a killed run.
+
+        Raises:
+            ValueError: the folder holds results of other settings.
+        """
+        path = self.folder / "settings.json"
+        if path.exists() and self.records:
+            before = json.loads(path.read_text())
+            changed = sorted(k for k in settings if settings[k] != before.get(k))
+            if changed:
+                raise ValueError(f"{self.folder}: holds results of other settings ({', '.join(changed)}); give another "
+                                 "--out, or remove that folder")  # fmt: skip
+            for left in self.folder.rglob(".*.tmp") if write else ():
+                left.unlink()
+        elif write:
+            write_json(path, settings)
+
+    def files(self, name: str, faces: int) -> list[Path]:
+        """All result files of a picture."""
+        kinds = {"reconstructions": ".png", "codes": ".safetensors", "compare": ".png"}
+        names = self.face_names(name, faces)
+        files = [self.folder / kind / (face + suffix) for face in names for kind, suffix in kinds.items()]
+        return files + ([self.folder / "pasted" / f"{name}.jpg"] if self.pasted else [])
+
+    def face_names(self, name: str, faces: int) -> list[str]:
+        # Always numbered, so that the second face of "x" never meets a picture called "x-2".
+        return [name] if self.aligned else [f"{name}-{i + 1}" for i in range(faces)]
+
+    def done(self, photos: Photos, index: int) -> bool:
+        """Whether nothing is left to do: the files are there, or the picture was refused and is still the same."""
+        record = self.records.get(photos.sources[index])
+        if record is None:
+            return False
+        if "error" in record:
+            return record["stamp"] == photos.stamp(index)
+        return all(path.exists() for path in self.files(record["name"], len(record["faces"])))
+
+    def write(self, photos: Photos, index: int, x: Tensor, y: Tensor, code: Code, points: Tensor, faces: list) -> dict:
+        """Write the files of one picture and return its record. x, y: uint8 [N, 3, R, R], all on the CPU."""
+        source, name = photos.sources[index], photos.names[index]
+        for i, face in enumerate(self.face_names(name, len(x))):
+            atomic_write(self.folder / "reconstructions" / f"{face}.png", encoded(y[i]))
+            pair = torch.from_numpy(tile(to_float(torch.stack((x[i], y[i]))), columns=2)).permute(2, 0, 1)  # [3, h, w]
+            atomic_write(self.folder / "compare" / f"{face}.png", encoded(pair))
+            code[i].save(self.folder / "codes" / f"{face}.safetensors")
+        if self.pasted:
+            try:
+                photo = photos.read(index)
+            except (ValueError, OSError) as error:  # it changed meanwhile
+                return {"source": source, "name": name, "error": str(error), "stamp": photos.stamp(index)}
+            for image, p in zip(to_float(y), points, strict=True):
+                photo = paste(photo, image, align(p, photos.template))
+            atomic_write(self.folder / "pasted" / f"{name}.jpg", encoded(photo, "JPEG", quality=95, subsampling=0))
+        return {"source": source, "name": name, "faces": faces}
+
+    def report(self, photos: Photos) -> dict:
+        """What became of the pictures, written to report.json."""
+        found = [self.records[source] for source in photos.sources if source in self.records]
+        good = [record for record in found if "error" not in record]
+        faces = [face for record in good for face in record["faces"]]
+        several = {r["source"]: len(r["faces"]) for r in good if len(r["faces"]) > 1}
+        metrics = [key for key in faces[0] if key != "points"] if faces else []
+        report = {
+            "pictures": len(photos),
+            "inverted": len(good),
+            "faces": len(faces),
+            "mean": {key: round(statistics.fmean(face[key] for face in faces), 6) for key in metrics},
+            "several_faces": {readable(source): n for source, n in several.items()},
+            "refused": [{"file": readable(r["source"]), "reason": readable(r["error"])} for r in found if "error" in r],
+        }
+        write_json(self.folder / "report.json", report)
+        return report
+
+
+def readable(text: str) -> str:
+    """Without what a file name may hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def encoded(image: Tensor, kind: str = "PNG", **options) -> bytes:
+    """A uint8 image [3, H, W] as the bytes of a file."""
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer := io.BytesIO(), kind, **options)
+    return buffer.getvalue()
+
+
+def invert_photos(
+    paths: Sequence[str | os.PathLike],
+    generator: str,
+    encoder: str,
+    out: str | os.PathLike,
+    steps: int = 0,
+    space: str = "w+p",
+    template: str = "ffhq",
+    aligned: bool = False,
+    largest: bool = False,
+    pasted: bool = True,
+    identity: str | None = None,
+    batch: int = 16,
+    device: str = "auto",
+    workers: int | None = None,
+) -> dict | None:
+    """Invert every face in files, folders and zips of pictures, or go on with a run that was cut off.
+
+    Writes to `out`, under the name of each picture with the number of the face (no number where `aligned`):
+    reconstructions/*.png, codes/*.safetensors, compare/*.png (crop beside reconstruction) and, under the name alone,
+    pasted/*.jpg; records/*.jsonl, a line for each picture with metrics and landmarks of its faces; settings.json;
+    report.json. A file is written whole or not at all. Started by `accelerate launch`, process r of k takes every k-th
+    picture from the r-th on.
+
+    Args:
+        paths: images, folders (with their sub-folders) and zips.
+        generator, encoder: checkpoints of any format.
+        out: folder.
+        steps, space: of `padinv.invert`.
+        template: of `align`.
+        aligned: the pictures are crops already: centred squares are taken, and nothing is detected or pasted.
+        largest: of several faces in a picture, take the largest alone.
+        pasted: write the photographs with the inversions in them.
+        identity: file of ArcFace weights (`padinv.identity.arcface`), to measure likeness too; the template says
+            where in the crop it looks, also where `aligned`.
+        batch: faces at once; results do not depend on it beyond rounding.
+        device: "auto" for a GPU where there is one.
+        workers: processes that read and look for faces; None for one fewer than cores, at most 8.
+
+    Returns:
+        The contents of report.json; None in all processes but the first.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError, OSError: a path is absent, the detector missing, a checkpoint or
+            setting wrong, the results of other settings in `out`, or the disk full. A bad picture raises nothing: it is
+            in the report.
+    """
+    from accelerate import PartialState
+
+    if not aligned:
+        detector()  # if it is missing, say so before the work; and workers inherit it
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))  # no process waits in vain for the slowest
+    place = state.device if device == "auto" else torch.device(device)
+    G, E = load_generator(generator, place), load_encoder(encoder, place)
+    box = ArcFace.FFHQ_BOX if template == "ffhq" else (0, 0, 1)
+    judge = arcface(identity, place, box) if identity else None
+    results = Results(out, aligned, pasted)
+    photos = Photos(paths, G.resolution, None if aligned else template, largest,
+                    {source: record["name"] for source, record in results.records.items()})  # fmt: skip
+    settings = {
+        "generator": file_hash(generator), "encoder": file_hash(encoder), "steps": steps, "space": space,
+        "template": None if aligned else template, "largest": largest, "identity": identity and file_hash(identity),
+    }  # fmt: skip
+    results.settle(settings, write=state.is_main_process)
+    state.wait_for_everyone()  # all know the same records before one is added
+    mine = range(state.process_index, len(photos), state.num_processes)
+    todo = [i for i in mine if not results.done(photos, i)]
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = max(1, min(8, cores - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    loader = DataLoader(Subset(photos, todo), batch_size=None, num_workers=min(workers, len(todo)),
+                        collate_fn=unchanged)  # fmt: skip
+    log = results.folder / "records" / f"{state.process_index:05d}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():  # without a line that was cut off
+        whole = log.read_bytes().rpartition(b"\n")
+        if whole[2]:
+            atomic_write(log, whole[0] + whole[1])
+    bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="picture", disable=not state.is_main_process)
+    pending: deque = deque()
+    with open(log, "ab", buffering=0) as file, ThreadPoolExecutor(min(8, workers + 1)) as pool, bar:
+
+        def settled(record: dict) -> None:
+            file.write(json.dumps(record).encode() + b"\n")
+            bar.update()
+
+        for group in batches(loader, batch):
+            for item in group:
+                if item.error:
+                    name, stamp = photos.names[item.index], photos.stamp(item.index)
+                    settled({"source": photos.sources[item.index], "name": name, "error": item.error, "stamp": stamp})
+            group = [item for item in group if not item.error]
+            if not group:
+                continue
+            x = to_float(torch.from_numpy(np.concatenate([item.crops for item in group]))).to(place)  # [N, 3, R, R]
+            code = invert(x, E, G, steps=steps, space=space, batch=batch)
+            with torch.no_grad():
+                y = torch.cat([G(code[i : i + batch]) for i in range(0, len(x), batch)])
+            values = compare(y, x, nets=("alex",))
+            if judge is not None:
+                values["identity"] = similarity(y, x, judge, batch)
+            x, y, code, start = to_uint8(x).cpu(), to_uint8(y).cpu(), code.to("cpu"), 0
+            for item in group:
+                end = start + len(item.crops)
+                faces = [{key: float(f"{value[i]:.6g}") for key, value in values.items()} for i in range(start, end)]
+                for face, points in zip(faces, item.points, strict=False):
+                    face["points"] = np.round(points.astype(float), 2).tolist()
+                part = x[start:end], y[start:end], code[start:end], torch.from_numpy(item.points)
+                pending.append(pool.submit(results.write, photos, item.index, *part, faces))
+                start = end
+            while len(pending) > 4 * batch or pending and pending[0].done():
+                settled(pending.popleft().result())
+        while pending:
+            settled(pending.popleft().result())
+    state.wait_for_everyone()
+    report = Results(out, aligned, pasted).report(photos) if state.is_main_process else None
+    state.destroy_process_group()
+    return report

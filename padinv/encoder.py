@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from padinv.codes import Code, Padding, centre, ring_resolution
 from padinv.generator import Generator
 from padinv.ops import take_ring
+from padinv.ops.frozen import convolve
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class EncoderConfig:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale the channels by a gate computed from their means (Hu et al. 2018)."""
+    """A gate for each channel, computed from the means of all (Hu et al. 2018)."""
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
@@ -105,8 +106,8 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.squeeze(x.mean(dim=(2, 3), keepdim=True))  # [N, hidden, 1, 1]
-        return x * self.excite(F.relu(gate)).sigmoid()
+        x = self.squeeze(x.mean(dim=(2, 3), keepdim=True))  # [N, hidden, 1, 1]
+        return self.excite(F.relu(x)).sigmoid()  # [N, C, 1, 1]
 
 
 class ResidualBlock(nn.Module):
@@ -130,8 +131,12 @@ class ResidualBlock(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x[:, :, :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(x)
-        return self.residual(x) + shortcut  # [N, C_out, H/stride, W/stride]
+        before, first, act, second, after, gate = self.residual
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.shortcut is not None:
+            shortcut = convolve(self.shortcut[0], x, self.shortcut[1])  # [N, C_out, H/stride, W/stride]
+        x = convolve(second, act(convolve(first, before(x))), after)  # [N, C_out, H/stride, W/stride]
+        return torch.addcmul(shortcut, x, gate(x))
 
 
 class Heads(nn.Module):
@@ -153,7 +158,7 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, s, s] -> [N, heads, w_dim]."""
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.01)  # [N, heads · C_head, s/2, s/2]
+            x = convolve(conv, x, slope=0.01)  # [N, heads · C_head, s/2, s/2]
         heads, _, channels = self.weight.shape
         with torch.autocast(x.device.type, enabled=False):
             x = x.float().reshape(-1, heads, channels)  # [N, heads, C_head]
@@ -215,6 +220,11 @@ class PaddingBranch(nn.Module):
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with the corner pixels on the corners: [N, C, H, W] -> [N, C, height, width]."""
     return F.interpolate(x, size=(height, width), mode="bicubic", align_corners=True)
+
+
+def lateral(layer: nn.Module, x: Tensor) -> Tensor:
+    """Of the pyramid: a 1×1 convolution, or nothing."""
+    return convolve(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -315,16 +325,17 @@ class Encoder(nn.Module):
         if y is not None:
             x = torch.cat((x, self.resized(y)), dim=1)  # [N, 6, S, S]
 
-        x = self.stem(x)  # [N, widths[0], S, S]
+        conv, norm, act = self.stem
+        x = act(convolve(conv, x, norm))  # [N, widths[0], S, S]
         features = []
         for stage in self.stages:
             x = stage(x)  # [N, widths[i], S/stride, S/stride]
             features.append(x)
 
-        levels = [self.laterals[2](features[-1])]  # coarsest first: [N, C, s, s]
-        for lateral, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
+        levels = [lateral(self.laterals[2], features[-1])]  # coarsest first: [N, C, s, s]
+        for layer, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
             below = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
-            levels.append(lateral(feature) + below)  # [N, C, 2s, 2s]
+            levels.append(lateral(layer, feature) + below)  # [N, C, 2s, 2s]
 
         if self.config.predict_w:
             heads = zip(self.heads[::-1], levels, strict=True)

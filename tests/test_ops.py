@@ -61,6 +61,14 @@ def test_bias_act(shape):
         bias_act(x, act="relu")
 
 
+def test_bias_act_with_noise_and_clamp():
+    x, bias = random(2, 5, 3, 4), random(5, seed=1)
+    for noise in (random(3, 4, seed=2), random(2, 1, 3, 4, seed=2)):
+        y = x + noise + bias[:, None, None]
+        expected = (torch.where(y > 0, y, 0.2 * y) * 2**0.5).clamp(-1, 1)
+        torch.testing.assert_close(bias_act(x, bias, noise=noise, clamp=1.0), expected)
+
+
 @pytest.mark.parametrize("r", [1, 2, 4, 9])
 def test_pad_ring_and_take_ring_are_inverse(r):
     x, ring = random(2, 3, r, r), random(2, 3, 4 * (r + 1), seed=1)
@@ -68,6 +76,8 @@ def test_pad_ring_and_take_ring_are_inverse(r):
     assert y.shape == (2, 3, r + 2, r + 2)
     assert torch.equal(y[:, :, 1:-1, 1:-1], x)
     assert torch.equal(take_ring(y), ring)
+    style = random(2, 3, seed=2)
+    assert torch.equal(pad_ring(x, ring, style), pad_ring(x * style[:, :, None, None], ring))
 
 
 def test_the_order_of_the_ring():
@@ -88,10 +98,11 @@ def test_a_ring_of_zeros_is_zero_padding():
         (lambda x, f: upfirdn2d(x, f, up=2, down=1, pad=(2, 1, -1, 2), gain=4), [(1, 2, 3, 3), (4, 4)]),
         (lambda x, f: upfirdn2d(x, f, up=1, down=2, pad=(1, 1, 1, 1)), [(1, 2, 4, 4), (4, 4)]),
         (bias_act, [(2, 3, 2, 2), (3,)]),
-        (lambda x, ring: pad_ring(x, ring).square(), [(1, 2, 3, 3), (1, 2, 16)]),
+        (lambda x, bias, noise: bias_act(x, bias, noise=noise), [(2, 3, 2, 2), (3,), (2, 2)]),
+        (lambda x, ring, style: pad_ring(x, ring, style).square(), [(1, 2, 3, 3), (1, 2, 16), (1, 2)]),
         (lambda x: take_ring(x).square(), [(1, 2, 4, 4)]),
     ],
-    ids=["up", "down", "bias_act", "pad_ring", "take_ring"],
+    ids=["up", "down", "bias_act", "noise", "pad_ring", "take_ring"],
 )
 def test_ops_are_differentiable_twice(op, inputs):
     tensors = [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(inputs)]

@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed.nn as distributed_nn
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Adam
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from padinv.discriminator import Discriminator, LatentDiscriminator
 from padinv.encoder import Encoder
 from padinv.generator import Generator, GeneratorConfig
 from padinv.identity import ArcFace, arcface
+from padinv.ops.frozen import keep_memory
 from padinv.viz import save_grid
 
 
@@ -43,6 +45,7 @@ class Run:
     seed: int = 0
     images: int = 100_000  # training images to show, in all
     batch: int = 16  # over all processes
+    accumulate: int = 1  # parts in which an encoder's process takes its share of a batch, to need less memory
     lr: float = 2.5e-3
     precision: str = "fp32"  # or "bf16": activations and products in bfloat16, weights and losses in float32
     mirror: bool = False  # flip images left to right at random
@@ -150,22 +153,38 @@ def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
         g.copy_(mean.view_as(g))
 
 
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, so that their number changes nothing. (torch's own is for GPUs.)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()
+        sums = torch.stack((wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))))  # [2, C]
+        n = x.numel() // x.shape[1] * distributed.get_world_size()
+        mean, square = distributed_nn.all_reduce(sums) / n
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale.to(x.dtype)[:, None, None] + (self.bias - mean * scale).to(x.dtype)[:, None, None]
+
+
+def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
+    """Let the batch norms of a module see the batches of all processes."""
+    if accelerator.num_processes > 1:
+        for layer in module.modules():
+            if type(layer) is nn.BatchNorm2d:
+                layer.__class__ = GlobalBatchNorm
+
+
 def r1_penalty(D: nn.Module, x: Tensor) -> Tensor:
     """Mean squared norm of the logit's gradient at real images or codes (Mescheder et al. 2018), in float32."""
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(dim=1).mean()
-
-
-def keep_memory() -> None:
-    """On Linux CPUs, let the allocator keep freed blocks: returning them to the system costs a fifth of a step."""
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        import ctypes
-
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # glibc; musl has none
-            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
 def start(config: Run) -> Accelerator:
@@ -174,7 +193,9 @@ def start(config: Run) -> Accelerator:
     if config.precision not in modes:
         raise ValueError(f"precision: expected one of {sorted(modes)}, got {config.precision!r}")
     keep_memory()
-    return Accelerator(mixed_precision=modes[config.precision])
+    # Left alone, accelerate takes each of several processes on CPUs for the only one.
+    cpu = distributed.is_torchelastic_launched() and not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=modes[config.precision])
 
 
 class Stop(Exception):
@@ -200,7 +221,7 @@ class Loop:
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
         mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
         saved = json.loads(state["config"])
-        free = {"images", "log_every", "save_every", "grid_every"}  # what may change between parts of one run
+        free = {"images", "log_every", "save_every", "grid_every", "accumulate"}  # what may change within a run
         changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
         if changed:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
@@ -512,6 +533,7 @@ def train_encoder(
     if config.swap and (base or E.padding is None):
         raise ValueError("swap: needs an encoder that predicts P, and no residual one")
     E = E.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(True).train()
+    share_statistics(E, accelerator)
     perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
     networks = [E, Adam(E.parameters(), lr=config.lr)]
     if config.adversarial:
@@ -561,8 +583,8 @@ def train_encoder(
             values, code = improve(x, code)
         return values  # of the last pass
 
-    def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
-        """One step of the encoder, of a residual one from a code; what it predicted."""
+    def losses(x: Tensor, code: Code | None) -> tuple[dict, Tensor, Tensor, Tensor, Code]:
+        """Of images, and of their codes so far: values for the curves, the loss, targets, answers, codes."""
         n, weight = len(x), x.new_ones(len(x))
         if config.swap:
             colours, warped = views(x)
@@ -612,10 +634,25 @@ def train_encoder(
             values["w_adversarial"] = F.softplus(-D_w(code.w.flatten(0, 1))).mean()
             D_w.requires_grad_(True)
             loss = loss + config.w_adversarial * values["w_adversarial"]
+        return values, loss, x, y, code
+
+    def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
+        """One step of the encoder, of a residual one from a code; what it predicted."""
         networks[1].zero_grad(set_to_none=True)
-        loss.backward()
+        curves, shown, first_image = {}, [], 0
+        for part in x.chunk(config.accumulate):
+            share = len(part) / len(x)
+            given = None if code is None else code[first_image : first_image + len(part)]
+            first_image += len(part)
+            values, loss, *seen = losses(part, given)
+            (share * loss).backward()
+            curves = {key: curves.get(key, 0) + share * value.detach() for key, value in values.items()}
+            shown.append([t.detach() for t in seen])
         average_gradients(accelerator, E)
         networks[1].step()
+        targets, answers, codes = zip(*shown, strict=True)
+        x, y, code = torch.cat(targets), torch.cat(answers), Code.cat(codes)
+        values = curves
         if config.adversarial:
             values["loss_D"] = discriminate(D, networks[3], x, y)
         if config.w_adversarial:

@@ -1,4 +1,4 @@
-"""Images: a folder or zip of any images as a dataset; writing the avatars domain with its ground truth.
+"""Images: a folder, zip or LMDB of any images as a dataset; writing the avatars domain with its ground truth.
 
 Stored images are uint8 [N, 3, H, W]; networks see floats in [-1, 1], x = u8 / 127.5 - 1.
 """
@@ -10,10 +10,12 @@ import io
 import os
 import sys
 import warnings
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -31,6 +33,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MIN_SIDE = 8  # pixels; anything smaller is no picture of anything
 MAX_PIXELS = 89_478_485  # of one image, known before decoding; where Pillow starts to warn of bombs
 MAX_BYTES = 1 << 28  # of one zip entry, known before unpacking
+_databases = weakref.WeakValueDictionary()  # path -> LMDB in use: a process can open each only once
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -104,29 +107,38 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageDataset:
-    """The images of a folder (with its sub-folders) or of a zip, sorted by name; other files are passed over.
+    """The images of a folder (with its sub-folders) or of a zip, sorted by name; other files are passed over. A folder
+    with a data.mdb is an LMDB, as LSUN is distributed: every value an encoded image, in the order of the keys. Its
+    names are the keys where these are printable ASCII, else their hexadecimal digits after "0x".
 
     ds[i] is a uint8 tensor [3, R, R], or [3, H, W] without `resolution`; `read_image` says what is converted
     and what refused. `names` are the relative file names; `labels`, in the same order, the rows of a
-    labels.csv at the top, else None. Nothing is unpacked to disk; safe to pickle and to share by forking.
-    Raises FileNotFoundError for a path that is absent, ValueError for a damaged zip or one without images."""
+    labels.csv at the top, else None. Nothing is unpacked or written to disk; safe to pickle and to share by
+    forking and among threads. Raises FileNotFoundError for a path that is absent, ValueError for a damaged zip or LMDB
+    or one without images, ImportError for an LMDB without the package lmdb."""
 
     def __init__(self, path: str | os.PathLike, resolution: int | None = None):
         self.path, self.resolution = Path(path), resolution
         self.bad: dict[str, str] = {}  # name -> reason, of what the last `tensor(skip_bad=True)` left out
         self._open: tuple[int, zipfile.ZipFile] | None = None
-        if self.path.is_dir():
+        self.is_lmdb, self._env = (self.path / "data.mdb").is_file(), None
+        self._files: dict[str, Path | zipfile.ZipInfo] = {}
+        if self.is_lmdb:
+            with self._reading() as transaction:
+                self.names = [_key_name(key) for key in transaction.cursor().iternext(values=False)]
+        elif self.path.is_dir():
             found = (f for f in self.path.rglob("*") if f.is_file())
             self._files = {f.relative_to(self.path).as_posix(): f for f in found}
         elif self.path.is_file():
             self._files = {f.filename: f for f in self._zip().infolist() if not f.is_dir()}
         else:
             raise FileNotFoundError(f"path: {self.path} does not exist; expected a folder or .zip of images")
-        self.names = sorted(
-            n
-            for n in self._files
-            if PurePosixPath(n).suffix.lower() in SUFFIXES and not PurePosixPath(n).name.startswith(".")
-        )
+        if not self.is_lmdb:
+            self.names = sorted(
+                n
+                for n in self._files
+                if PurePosixPath(n).suffix.lower() in SUFFIXES and not PurePosixPath(n).name.startswith(".")
+            )
         if not self.names:
             raise ValueError(f"path: no images in {self.path}; expected files named *{', *'.join(SUFFIXES)}")
         self.labels = self._labels()
@@ -139,7 +151,7 @@ class ImageDataset:
         return read_image(self._bytes(name), self.resolution, f"{self.path}/{name}")
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None, "_env": None}
 
     def tensor(self, indices: Iterable[int] | None = None, progress: bool = True, skip_bad: bool = False) -> Tensor:
         """Decodes all images, or those of `indices`, into memory: uint8 [N, 3, R, R].
@@ -184,7 +196,35 @@ class ImageDataset:
                 raise ValueError(f"path: {self.path} is no folder and no readable zip ({e})") from e
         return self._open[1]
 
+    @contextmanager
+    def _reading(self):
+        """A transaction of the LMDB. It takes no lock, which nothing but a writer would need, and its pages are mapped:
+        an open database serves forked processes and threads as well."""
+        try:
+            import lmdb
+        except ImportError as e:
+            raise ImportError(f"path: {self.path} is an LMDB; to read it: pip install lmdb") from e
+        try:
+            if self._env is None:
+                where = self.path.resolve()
+                self._env = _databases.get(where)
+                if self._env is None:
+                    self._env = lmdb.open(str(where), readonly=True, lock=False, create=False, readahead=False)
+                    _databases[where] = self._env
+                # A page that is beyond the end of the file would kill the process.
+                size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+                if (got := (where / "data.mdb").stat().st_size) < size:
+                    self._env = None
+                    raise lmdb.Error(f"truncated: {got} bytes, expected {size}; if it is whole, use mdb_copy -c")
+            with self._env.begin() as transaction:
+                yield transaction
+        except lmdb.Error as e:
+            raise ValueError(f"path: {self.path}/data.mdb is no readable LMDB ({e})") from e
+
     def _bytes(self, name: str) -> bytes:
+        if self.is_lmdb:
+            with self._reading() as transaction:
+                return transaction.get(_key(name))
         entry = self._files[name]
         if isinstance(entry, Path):
             return entry.read_bytes()
@@ -210,6 +250,16 @@ class ImageDataset:
                 f"{missing[0]!r}; expected a column 'file' that names every image"
             )
         return [rows[n] for n in self.names]
+
+
+def _key_name(key: bytes) -> str:
+    """A key of an LMDB as a readable name; `_key` gives it back."""
+    text = key.decode("latin-1")
+    return text if text.isascii() and text.isprintable() and text[:2] != "0x" else f"0x{key.hex()}"
+
+
+def _key(name: str) -> bytes:
+    return bytes.fromhex(name[2:]) if name[:2] == "0x" else name.encode()
 
 
 def blending_set(path: str | os.PathLike, resolution: int | None = None) -> dict[str, Tensor]:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from padinv.checkpoints import export_generator, load_encoder, load_generator
 from padinv.codes import Code, Padding
+from padinv.editing import Edit, analogy, blend, customize
 from padinv.encoder import Encoder, EncoderConfig
 from padinv.generator import Generator, GeneratorConfig
 from padinv.inversion import invert
 
 __all__ = [
-    "Code", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
-    "export_generator", "invert", "load_encoder", "load_generator", "project_root",
+    "Code", "Edit", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
+    "analogy", "blend", "customize", "export_generator", "invert", "load_encoder", "load_generator", "project_root",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

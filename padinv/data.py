@@ -400,7 +400,12 @@ def write_photos(
 ) -> None:
     """Split a folder or zip of photographs, sorted by name, into folder/test.zip (the last n_test) and train.zip (the
     others): centred squares, resized, lossless WebP, with their labels. What cannot be read is left out, and named in
-    a warning."""
+    a warning.
+
+    blending.zip and editing.zip are made from the test images, as many as there are up to `COUNTS`: recoloured images,
+    whose shapes are in the original and whose colours are in a warped copy too; and images with a sticker."""
+    from padinv import synthetic
+
     photos = ImageDataset(source, resolution)
     if not 0 < n_test < len(photos):
         raise ValueError(f"test: expected 1 to {len(photos) - 1} of the {len(photos)} photographs, got {n_test}")
@@ -412,6 +417,27 @@ def write_photos(
         if photos.labels:
             rows = [photos.labels[i] | row for i, row in zip(kept, rows, strict=True)]
         encoded = ((row["file"], _encode(image)) for row, image in zip(rows, images, strict=True))
+        write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
+
+    originals = images[: COUNTS["blending"]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        truths, details = (to_uint8(x) for x in synthetic.views(to_float(originals)))
+    triples = ("a", originals), ("b", details), ("truth", truths)
+    found = {"blending": [("blending", role, i, x) for role, several in triples for i, x in enumerate(several)]}
+    found["editing"] = []
+    for k, edit in enumerate(synthetic.STICKERS):
+        before, *others = images.roll(-k, 0)
+        before, targets = before[None], torch.stack(others or [before])[: COUNTS["editing"]]
+        for one, many, stuck in (("before", "target", False), ("after", "truth", True)):
+            for role, several in ((one, before), (many, targets)):
+                several = synthetic.stick(several, edit) if stuck else several
+                found["editing"] += [(edit, role, i, x) for i, x in enumerate(several)]
+    for part, members in found.items():
+        rows = [
+            {"file": f"{t}-{role}-{i:03d}.webp", "task": t, "role": role, "index": str(i)} for t, role, i, _ in members
+        ]
+        encoded = ((row["file"], _encode(x)) for row, (*_, x) in zip(rows, members, strict=True))
         write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
 
 

@@ -1,12 +1,14 @@
-"""StyleGAN2 discriminator (Karras et al. 2020: residual, with minibatch standard deviation)."""
+"""Discriminators: StyleGAN2's (Karras et al. 2020), of frozen features (Sauer et al. 2021), and of codes (e4e)."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from padinv.generator import EqualLinear, GeneratorConfig
+from padinv.losses import lpips
 from padinv.ops import bias_act, fir_filter, upfirdn2d
 
 
@@ -96,3 +98,72 @@ class Discriminator(nn.Module):
         x = self.conv(minibatch_std(x))  # [N, nf(4), 4, 4]
         with torch.autocast(x.device.type, enabled=False):
             return self.out(self.dense(x.float().flatten(1))).squeeze(1)  # [N]
+
+
+class FeatureHead(nn.Module):
+    """Feature map -> logits of its patches, by spectrally normalised convolutions down to 4×4."""
+
+    def __init__(self, channels: int, resolution: int, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        while resolution > 4:
+            conv = nn.Conv2d(channels, width, 4, stride=2, padding=1)
+            layers += [spectral_norm(conv), nn.LeakyReLU(0.2)]
+            channels, resolution = width, resolution // 2
+        conv = nn.Conv2d(channels, width, 3, padding=1)
+        layers += [spectral_norm(conv), nn.LeakyReLU(0.2), spectral_norm(nn.Conv2d(width, 1, 1))]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).flatten(1)  # [N, patches]
+
+
+class FeatureDiscriminator(nn.Module):
+    """Image -> logits of patches at four scales of frozen VGG16 features (Projected GANs, Sauer et al. 2021).
+
+    Features are mixed by fixed random convolutions, across channels and from coarse to fine (section 3.2), so that no
+    scale can be ignored. Learns from far fewer images than a discriminator that starts from nothing, and needs no R1.
+    """
+
+    MAPS = (128, 256, 512, 512)  # channels of conv2_2, 3_3, 4_3, 5_3, at ½, ¼, ⅛ and 1/16 of the resolution
+
+    def __init__(self, resolution: int, width: int = 64):
+        super().__init__()
+        self.resolution = resolution
+        self.vgg = [lpips("vgg")]  # in a list: neither trained nor saved
+        widths = (width, 2 * width, 4 * width, 4 * width)
+        sizes = [resolution // 2 ** (i + 1) for i in range(4)]
+        self.mix = nn.ModuleList(nn.Conv2d(c, w, 1, bias=False) for c, w in zip(self.MAPS, widths, strict=True))
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths[1:], widths[:-1], strict=True)
+        )
+        for layer in (*self.mix, *self.down):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        self.heads = nn.ModuleList(FeatureHead(w, r, 2 * width) for w, r in zip(widths, sizes, strict=True))
+        self.requires_grad_(True)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "FeatureDiscriminator":
+        super().requires_grad_(requires_grad)
+        for layer in (*self.mix, *self.down):  # stay random
+            layer.requires_grad_(False)
+        return self
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """x: [N, 3, R, R] in [−1, 1] -> four mixed maps [N, C, r, r], from fine to coarse."""
+        vgg = self.vgg[0].to(x.device)
+        x, maps = (x - vgg.mean) / vgg.std, []
+        for layers, mix in zip(vgg.slices, (None, *self.mix), strict=True):
+            x = layers(x)  # [N, C, r, r]
+            if mix is not None:
+                maps.append(mix(x))
+        for i in reversed(range(3)):
+            up = F.interpolate(maps[i + 1], scale_factor=2, mode="nearest")
+            maps[i] = (maps[i] + self.down[i](up)) * math.sqrt(0.5)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, 3, R, R] in [−1, 1] -> logits [N, M] of all patches of all scales."""
+        if x.shape[1:] != (3, self.resolution, self.resolution):
+            raise ValueError(f"x: expected [N, 3, {self.resolution}, {self.resolution}], got {list(x.shape)}")
+        logits = [head(m) for head, m in zip(self.heads, self.features(x), strict=True)]
+        return torch.cat(logits, dim=1).float()  # [N, M]

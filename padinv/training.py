@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +31,12 @@ from tqdm import tqdm
 from padinv.checkpoints import atomic_write, file_hash, load_encoder, load_generator, save_encoder, save_generator
 from padinv.codes import Code
 from padinv.data import ImageDataset, to_float
-from padinv.discriminator import Discriminator, LatentDiscriminator
+from padinv.discriminator import Discriminator, FeatureDiscriminator, LatentDiscriminator
 from padinv.encoder import Encoder
 from padinv.generator import Generator, GeneratorConfig
 from padinv.identity import ArcFace, arcface
 from padinv.ops.frozen import keep_memory
+from padinv.synthetic import views
 from padinv.viz import save_grid
 
 
@@ -49,6 +51,7 @@ class Run:
     lr: float = 2.5e-3
     precision: str = "fp32"  # or "bf16": activations and products in bfloat16, weights and losses in float32
     mirror: bool = False  # flip images left to right at random
+    workers: int = 0  # threads of each process that decode images as they are needed; 0: all are held in memory
     log_every: int = 20  # steps between points of the curves
     save_every: int = 600  # seconds between saved states
     grid_every: int = 10_000  # images between sample grids
@@ -65,6 +68,8 @@ class GeneratorTraining(Run):
     channel_max: int = 128
     resolution: int = 64
     grow: tuple = ()  # ((resolution, images), …): first train at lower resolutions up to these image counts
+    discriminator: str = "images"  # or "features", of VGG16, where images or hours are few (Projected GANs)
+    discriminator_lr: float | None = None  # None: lr
     r1_gamma: float = 0.3  # weight of the R1 penalty, scaled by (r / resolution)² at lower resolutions
     r1_every: int = 16  # steps
     path_length: float = 0.0  # weight of path-length regularisation (2 in StyleGAN2); 0 leaves it out
@@ -74,6 +79,7 @@ class GeneratorTraining(Run):
     ema_images: float = 10_000  # half-life of the averaged generator
     beta1: float = 0.0
     beta2: float = 0.99
+    half: bool = False  # store the weights as float16
 
 
 @dataclass(frozen=True)
@@ -113,30 +119,49 @@ def step_seed(seed: int, step: int, process: int) -> int:
 
 
 class Batches:
-    """Batch k of an endless, shuffled sequence of images held in memory as bytes: each epoch is one permutation."""
+    """Batch k of an endless, shuffled sequence of images: each epoch is one permutation. Images are held in memory as
+    bytes, or decoded by `config.workers` threads while the two steps before are computed."""
 
-    def __init__(self, images: Tensor, batch: int, seed: int, accelerator: Accelerator, mirror: bool):
-        if batch % accelerator.num_processes:
-            raise ValueError(f"batch: expected a multiple of the {accelerator.num_processes} processes, got {batch}")
-        if not len(images):
-            raise ValueError("data: no images")
-        self.images, self.batch, self.seed, self.accelerator, self.mirror = images, batch, seed, accelerator, mirror
+    def __init__(self, data: str, resolution: int, config: Run, accelerator: Accelerator):
+        if config.batch % accelerator.num_processes:
+            raise ValueError(
+                f"batch: expected a multiple of the {accelerator.num_processes} processes, got {config.batch}"
+            )
+        self.images: Tensor | ImageDataset = ImageDataset(data, resolution)
+        self.pool = ThreadPoolExecutor(config.workers) if config.workers else None
+        if self.pool is None:
+            self.images = self.images.tensor(progress=accelerator.is_main_process)  # uint8 [N, 3, R, R]
+        self.config, self.accelerator = config, accelerator
         self.epoch, self.order = -1, torch.empty(0)
+        self.coming: dict[int, list[Future]] = {}  # step -> its images
 
     def index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.images))
         if epoch != self.epoch:
-            rng = torch.Generator().manual_seed(step_seed(self.seed, epoch, -1))
+            rng = torch.Generator().manual_seed(step_seed(self.config.seed, epoch, -1))
             self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=rng)
         return int(self.order[offset])
 
+    def indices(self, step: int) -> list[int]:
+        """This process's share of batch `step`."""
+        local = self.config.batch // self.accelerator.num_processes
+        first = step * self.config.batch + self.accelerator.process_index * local
+        return [self.index(position) for position in range(first, first + local)]
+
+    def load(self, step: int) -> Tensor:
+        if self.pool is None:
+            return self.images[self.indices(step)]
+        for near in range(step, step + 3):
+            if near not in self.coming:
+                self.coming[near] = [self.pool.submit(self.images.__getitem__, i) for i in self.indices(near)]
+        found = torch.stack([future.result() for future in self.coming[step]])
+        self.coming = {near: futures for near, futures in self.coming.items() if near > step}
+        return found
+
     def __getitem__(self, step: int) -> Tensor:
         """This process's share of batch `step`: [N, 3, R, R] in [−1, 1]."""
-        local = self.batch // self.accelerator.num_processes
-        first = step * self.batch + self.accelerator.process_index * local
-        indices = [self.index(position) for position in range(first, first + local)]
-        x = to_float(self.images[indices].to(self.accelerator.device, non_blocking=True))
-        if self.mirror:
+        x = to_float(self.load(step).to(self.accelerator.device, non_blocking=True))
+        if self.config.mirror:
             flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
             x = torch.where(flip, x.flip(-1), x)
         return x
@@ -221,7 +246,8 @@ class Loop:
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
         mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
         saved = json.loads(state["config"])
-        free = {"images", "log_every", "save_every", "grid_every", "accumulate"}  # what may change within a run
+        # What may change within a run.
+        free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
         changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
         if changed:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
@@ -330,32 +356,40 @@ def train_generator(
 
     Raises:
         Stop: ended early by a signal or by values that are not finite; the state is kept.
-        ValueError: no images, or a run folder that holds another run.
+        ValueError: no images, another discriminator, or a run folder that holds another run.
     """
+    if config.discriminator not in ("images", "features"):
+        raise ValueError(f'discriminator: expected "images" or "features", got {config.discriminator!r}')
+    features = config.discriminator == "features"
     accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data)}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
-    images = ImageDataset(data, resolution=config.resolution).tensor(progress=accelerator.is_main_process)
-    batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
+    batches = Batches(data, config.resolution, config, accelerator)
 
     def build(resolution: int, old: tuple | None = None) -> tuple[Generator, Discriminator, Generator, Adam, Adam]:
         """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
         torch.manual_seed(step_seed(config.seed, resolution, -2))
         fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
         architecture = GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields})
-        G, D = Generator(architecture), Discriminator(architecture)
+        G = Generator(architecture)
+        D = FeatureDiscriminator(resolution) if features else Discriminator(architecture)
         G_ema = copy.deepcopy(G)
         if old is not None:
             for new, trained in zip((G, D, G_ema), old[:3], strict=True):
-                new.load_state_dict(trained.state_dict(), strict=False)
+                shapes = {name: t.shape for name, t in new.state_dict().items()}
+                known = {name: t for name, t in trained.state_dict().items() if shapes.get(name) == t.shape}
+                new.load_state_dict(known, strict=False)
             for g in (G, G_ema):  # the grown generator starts as the up-sampled one
                 nn.init.zeros_(g.blocks[-1].to_rgb.weight)
         G, D, G_ema = (m.to(accelerator.device, memory_format=torch.channels_last) for m in (G, D, G_ema))
         G_ema.eval().requires_grad_(False)
-        lazy = config.r1_every / (config.r1_every + 1)  # StyleGAN2, appendix B: as many updates, fewer penalties
+        # StyleGAN2, appendix B: as many updates, fewer penalties.
+        lazy_G = config.path_length_every / (config.path_length_every + 1) if config.path_length else 1.0
+        lazy_D = config.r1_every / (config.r1_every + 1) if config.r1_gamma else 1.0
+        lr_D = config.lr if config.discriminator_lr is None else config.discriminator_lr
         optimizers = [
-            Adam(m.parameters(), lr=config.lr * c, betas=(config.beta1**c, config.beta2**c))
-            for m, c in ((G, 1.0 if not config.path_length else 0.8), (D, lazy))
+            Adam([t for t in m.parameters() if t.requires_grad], lr=lr * c, betas=(config.beta1**c, config.beta2**c))
+            for m, lr, c in ((G, config.lr, lazy_G), (D, lr_D, lazy_D))
         ]
         return G, D, G_ema, *optimizers
 
@@ -404,9 +438,12 @@ def train_generator(
             x, _ = fake(n)
         with accelerator.autocast():
             logits_fake, logits_real = D(x), D(real)
-        loss = F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()
+        if features:  # hinge
+            loss = F.relu(1 + logits_fake).mean() + F.relu(1 - logits_real).mean()
+        else:
+            loss = F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()
         values |= {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
-        if loop.step % config.r1_every == 0:
+        if config.r1_gamma and loop.step % config.r1_every == 0:
             penalty = r1_penalty(D, real)
             gamma = config.r1_gamma * (resolution / config.resolution) ** 2
             loss = loss + 0.5 * gamma * config.r1_every * penalty
@@ -416,7 +453,7 @@ def train_generator(
         D.requires_grad_(False)
         x, w = fake(n)
         with accelerator.autocast():
-            loss = F.softplus(-D(x)).mean()
+            loss = -D(x).mean() if features else F.softplus(-D(x)).mean()
         values["loss_G"] = loss
         if config.path_length and loop.step % config.path_length_every == 0:
             y = torch.randn_like(x) / resolution
@@ -454,37 +491,12 @@ def train_generator(
         G_ema.w_avg.copy_(G_ema.mapping(z.to(accelerator.device))[:, 0].mean(dim=0))
     if accelerator.is_main_process:
         shown = loop.step * config.batch
-        save_generator(G_ema, out, training=dataclasses.asdict(config), images=shown, **inputs)
+        save_generator(G_ema, out, config.half, training=dataclasses.asdict(config), images=shown, **inputs)
     return G_ema
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Encoder
-
-
-def views(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Recoloured images, and the same warped: two views whose parts tell P from W+.
-
-    P of x and w of the warped view together are to draw the recoloured one. P has not seen its colours and w not its
-    shapes, so that each learns to hold what the other cannot; no labels are needed.
-
-    x: [N, 3, R, R] in [−1, 1] -> twice [N, 3, R, R] in [−1, 1]. Channels are mixed around the identity and sometimes
-    permuted; warps mirror half of the images, and scale, shear and shift by up to about a tenth.
-    """
-    n, device = len(x), x.device
-
-    def spread(*shape: int) -> Tensor:
-        return 2 * torch.rand(*shape, device=device) - 1
-
-    orders = torch.rand(n, 3, device=device).argsort(dim=1)
-    orders = torch.where(torch.rand(n, 1, device=device) < 0.3, orders, torch.arange(3, device=device))
-    mix = F.one_hot(orders, 3).float() @ (torch.eye(3, device=device) + 0.3 * torch.randn(n, 3, 3, device=device))
-    colours = torch.einsum("nij, njhw -> nihw", mix, x) + 0.15 * torch.randn(n, 3, 1, 1, device=device)
-    colours = colours.clamp(-1, 1)  # [N, 3, R, R]
-    theta = torch.eye(2, 3, device=device) + 0.1 * spread(n, 2, 3)  # [N, 2, 3]
-    theta[:, 0, 0] *= spread(n).sign()
-    where = F.affine_grid(theta, list(x.shape), align_corners=False)  # [N, R, R, 2]
-    return colours, F.grid_sample(colours, where, padding_mode="border", align_corners=False)
 
 
 def train_encoder(
@@ -520,8 +532,7 @@ def train_encoder(
     inputs |= {key: file_hash(path) for key, path in others if path}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
-    images = ImageDataset(data, resolution=G.resolution).tensor(progress=accelerator.is_main_process)
-    batches = Batches(images, config.batch, config.seed, accelerator, config.mirror)
+    batches = Batches(data, G.resolution, config, accelerator)
     torch.manual_seed(step_seed(config.seed, 0, -2))
     first = load_encoder(base, accelerator.device).to(memory_format=torch.channels_last) if base else None
     E = Encoder.residual_of(first) if base else Encoder.for_generator(G, **config.encoder)
@@ -661,7 +672,8 @@ def train_encoder(
             values["loss_D_w"] = discriminate(D_w, networks[-1], real.flatten(0, 1), code.w.flatten(0, 1))
         return values, code.detach()
 
-    fixed = to_float(images[: min(24, len(images))].to(accelerator.device))
+    some = [batches.images[i] for i in range(min(24, len(batches.images)))]
+    fixed = to_float(torch.stack(some).to(accelerator.device))
 
     def grid(path: Path) -> None:
         E.eval()

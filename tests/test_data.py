@@ -493,6 +493,13 @@ def test_photographs_are_split_with_their_labels(tmp_path, monkeypatch, capsys):
     assert train.names == ["2.webp", "3.webp", "4.webp"] and [row["age"] for row in train.labels] == ["2", "3", "4"]
     assert test.names == ["a/0.webp"] and test.labels == [{"file": "a/0.webp", "age": "0"}]
     assert torch.equal(train[1], torch.tensor([150, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+    triples, edits = data.blending_set(out / "blending.zip"), data.editing_set(out / "editing.zip")
+    assert torch.equal(triples["a"][0], test[0]) and {x.shape for x in triples.values()} == {(1, 3, 16, 16)}
+    for e in edits.values():
+        changed = (e["before"] != e["after"]).any(dim=1)
+        assert 0 < changed.float().mean() < 0.7
+        assert torch.equal(e["targets"][0][:, ~changed[0]], e["truths"][0][:, ~changed[0]])
+    assert sorted(edits) == ["clothes", "facial_hair", "glasses", "hair", "hat", "mouth"]
     monkeypatch.setattr("sys.argv", f"data --photos {folder} --test 5 --out {out}".split())
     with pytest.raises(SystemExit, match="test: expected 1 to 4 of the 5 photographs, got 5"):
         data.main()

@@ -1,7 +1,9 @@
 """Training: it learns, resumes to the bit, survives being killed, and says what is wrong."""
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import padinv
 from padinv import load_encoder, load_generator
 from padinv import training as T
 from padinv.checkpoints import read_metadata, save_generator
+from padinv.discriminator import FeatureDiscriminator
 from padinv.generator import Generator, GeneratorConfig
 from padinv.ops import upfirdn2d
 
@@ -64,6 +67,31 @@ def test_unbroken_and_resumed_runs_end_in_the_same_weights(data, tmp_path):
         train(data, tmp_path, images, "parts", **grow)
     assert same(weights(tmp_path / "whole.safetensors"), weights(tmp_path / "parts.safetensors"))
     assert read_metadata(tmp_path / "whole.safetensors")
+
+
+def test_a_discriminator_of_frozen_features_grows_and_resumes(data, tmp_path):
+    settings = {"resolution": 64, "grow": [[32, 8]], "discriminator": "features", "r1_gamma": 0.0}
+    train(data, tmp_path, 16, "whole", **settings)
+    for images in (4, 16):
+        train(data, tmp_path, images, "parts", **settings)
+    assert same(weights(tmp_path / "whole.safetensors"), weights(tmp_path / "parts.safetensors"))
+    with pytest.raises(ValueError, match='discriminator: expected "images" or "features"'):
+        train(data, tmp_path, 4, "other", discriminator="vgg")
+
+
+def test_the_feature_discriminator_learns_its_heads_only():
+    D = FeatureDiscriminator(32, width=4)
+    state, x = copy.deepcopy(D.state_dict()), torch.rand(2, 3, 32, 32).requires_grad_()
+    assert not any("vgg" in name for name in state)
+    logits = D(x)
+    assert logits.shape == (2, 3 * 4 * 4 + 2 * 2)  # maps of 16², 8² and 4² end at 4², that of 2² stays
+    logits.sum().backward()
+    assert x.grad.abs().sum() > 0
+    trained = {name for name, p in D.requires_grad_(False).requires_grad_(True).named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith("heads.") for name in trained)
+    assert {name for name, p in D.named_parameters() if p.grad is not None} == trained
+    with pytest.raises(ValueError, match=r"x: expected \[N, 3, 32, 32\]"):
+        D(torch.zeros(1, 3, 64, 64))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data, tmp_path):
@@ -154,14 +182,29 @@ def test_command_line_errors_name_the_setting(data, tmp_path):
         T.main(command(str(empty), tmp_path)[3:])
 
 
-def test_every_image_is_shown_once_an_epoch(data):
-    accelerator = T.Accelerator(cpu=True)
-    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 3, 2, 2)
-    batches = T.Batches(images, 4, 0, accelerator, mirror=False)
-    shown = torch.cat([batches[i] for i in range(6)])[:, 0, 0, 0]  # 4 epochs
-    values = ((shown + 1) * 127.5).round().int().view(4, 6)
+def test_every_image_is_shown_once_an_epoch(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
+    shown = {}
+    for workers in (0, 2):  # held in memory, or decoded as they are needed
+        config = T.GeneratorTraining(batch=4, workers=workers, mirror=False)
+        batches = T.Batches(str(tmp_path), 8, config, T.Accelerator(cpu=True))
+        shown[workers] = torch.cat([batches[i] for i in range(6)])[:, 0, 0, 0]  # 4 epochs
+        again = T.Batches(str(tmp_path), 8, config, T.Accelerator(cpu=True))
+        assert torch.equal(again[4][:, 0, 0, 0], shown[workers][16:20])  # as after a resume
+    assert torch.equal(shown[0], shown[2])
+    values = ((shown[0] + 1) * 127.5).round().int().view(4, 6)
     assert all(sorted(epoch.tolist()) == list(range(6)) for epoch in values)
     assert len({tuple(epoch.tolist()) for epoch in values}) > 1
+
+
+def test_a_broken_image_stops_training_by_name(data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    (broken / "3.png").write_bytes(b"no image")
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"3\.png"):
+            train(str(broken), tmp_path, 16, f"g{workers}", workers=workers)
 
 
 def test_step_seeds_differ():

@@ -6,12 +6,14 @@ timed in the same run; multiply-adds are those of the plain reference. Before an
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,8 @@ def peak_memory(run: Callable, device: str) -> float:
     def field(name: str) -> int:
         return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed blocks, which would hide what runs use
+        libc.malloc_trim(0)
     clear.write_text("5")  # Linux: the peak starts anew
     before = field("VmRSS:")
     run()
@@ -173,14 +177,17 @@ def peaks(device: str, precisions) -> dict[str, float]:
 
 
 def write_table(report: dict, folder: Path, name: str) -> None:
-    """What README shows of a report."""
+    """All rows of a report as CSV; those of the smallest batch as the table that README shows."""
     rows = [
         {key: row[key] for key in ("network", "row", "batch", "precision")}
-        | {"ms": row["ms"]["ours"], "plain_ms": row["ms"]["plain"], "speedup": row["speedup"]}
-        | {"share_of_peak": row["share_of_peak"], "peak_mb": row["peak_memory_mb"]["ours"]}
+        | {"ms": row["ms"]["ours"], "plain_ms": row["ms"]["plain"]}
+        | {key: row[key] for key in ("speedup", "gmacs", "share_of_peak")}
         for row in report["rows"]
     ]
-    table = metrics.write_table(rows, list(rows[0]), folder / f"{name}.csv", folder / f"{name}.md")
+    few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
+    table = metrics.write_table(few, list(rows[0]), folder / f"{name}.csv", folder / f"{name}.md")
+    with tempfile.TemporaryDirectory() as other:
+        metrics.write_table(rows, list(rows[0]), folder / f"{name}.csv", f"{other}/all.md")
     peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
     note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
     atomic_write(folder / f"{name}.md", f"{table}\n{note}\n".encode())

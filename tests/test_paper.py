@@ -162,7 +162,7 @@ def test_a_dry_run_needs_no_data(tmp_path, stages):
 def test_the_repository_knows_nothing_of_it():
     from dvc.repo import Repo
 
-    assert not [stage for stage in Repo(str(ROOT)).index.stages if "pipelines" in Path(stage.path_in_repo).parts]
+    assert not [stage for stage in Repo(str(ROOT)).index.stages if "paper" in Path(stage.path_in_repo).parts]
 
 
 def test_stages_name_files_parameters_and_methods_that_there_are(stages):

@@ -1,0 +1,49 @@
+"""The inversion table and the figure of a domain of photographs: python pipelines/photos/table.py faces"""
+
+import json
+import sys
+from pathlib import Path
+
+from padinv import metrics
+from padinv.checkpoints import atomic_write
+from padinv.data import ImageDataset, read_image, to_float
+from padinv.viz import panel, show
+
+METHODS = {
+    "psp": "pSp", "padinv": "PadInv", "padinv+10": "PadInv + 10 steps", "psp+100": "pSp + 100 steps",
+    "padinv+100": "PadInv + 100 steps",
+}  # fmt: skip
+SOURCES = {
+    "faces": "UTKFace, tight crops of adults; non-commercial research only",
+    "cats": "AFHQ cats, CC BY-NC 4.0",
+}
+
+domain = sys.argv[1]
+folder, results = f"{domain}-64", Path("results")
+files = {m: json.loads((results / folder / "rows" / f"{m}.json").read_text()) for m in METHODS}
+protocols = [file["protocol"] for file in files.values()]
+same = ("resolution", "image_range", "lpips_alex", "packages")
+if any(p[key] != protocols[0][key] for p in protocols for key in same):
+    sys.exit(f"table: the rows of {domain} were not measured alike ({', '.join(same)}); measure them again")
+
+columns = ["method", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "edit_lpips", "style_distance", "n_images"]
+common = [{**file["row"], **file["row"]["common"], "method": m} for m, file in files.items()]
+fast = [file["row"] for file in files.values() if file["row"]["n_images"] > file["row"]["common"]["n_images"]]
+target = results / "tables" / domain
+second = metrics.write_table(fast, [*columns[:6], "frechet", "n_images"], f"{target}.csv", f"{target}.md")
+first = metrics.write_table(common, columns, f"{target}.csv", f"{target}.md")
+head = protocols[0]
+note = (
+    f"Test images of {domain} at {head['resolution']}² ({SOURCES[domain]}), in [−1, 1]; LPIPS v0.1. First table: the "
+    f"same images by every method; second: the encoders on {fast[0]['n_images']:,}. Columns as in inversion.md."
+)
+atomic_write(f"{target}.md", f"{first}\n{second}\n{note}\n".encode())
+
+n = 8
+test = ImageDataset(f"photos/{folder}/test.zip", head["resolution"])
+rows = {"original": to_float(test.tensor(range(n), progress=False))}
+for m, name in METHODS.items():
+    strip = to_float(read_image(results / folder / "rows" / f"{m}.png"))  # [3, r + 2, n·(r + 1) + 1]
+    r = head["resolution"]
+    rows[name] = [strip[:, 1 : 1 + r, 1 + i * (r + 1) : (i + 1) * (r + 1)] for i in range(n)]
+show(panel(rows), results / "figures" / f"{domain}.png")

@@ -14,7 +14,7 @@ STAMP  := $(VENV)/.padinv-installed
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data repro test lint format lab notebooks clean
+.PHONY: help env data repro test bench lint format lab notebooks clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ repro: data  ## measure rows of the inversion table anew, print it, compare it w
 
 test: data  ## unit tests, and every notebook against its stored outputs
 	"$(BIN)/pytest" --nbval
+
+bench: data  ## time networks and training against a plain reference (QUICK=1: one image only)
+	"$(BIN)/python" -m benchmarks.bench $(if $(QUICK),--quick)
 
 lint: env  ## check style and formatting
 	"$(BIN)/ruff" check

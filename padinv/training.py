@@ -88,6 +88,7 @@ class EncoderTraining(Run):
 
     lr: float = 1e-4
     lr_final: float = 1.0  # factor on lr at the end of a cosine; 1 keeps lr fixed, as the paper does
+    resolution: int | None = None  # of images and losses, to which outputs are averaged down; None: the generator's
     mse: float = 1.0
     lpips: float = 0.8
     identity: float = 0.0  # 1 − cosine of ArcFace features, for faces (0.1 in the paper)
@@ -532,7 +533,15 @@ def train_encoder(
     inputs |= {key: file_hash(path) for key, path in others if path}
     loop = Loop(config, accelerator, run_dir, curves, inputs)
     G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
-    batches = Batches(data, G.resolution, config, accelerator)
+    r = config.resolution or G.resolution
+    if r > G.resolution or G.resolution % r:
+        raise ValueError(f"resolution: expected a divisor of the generator's {G.resolution}, got {r}")
+    batches = Batches(data, r, config, accelerator)
+
+    def draw(code: Code) -> Tensor:
+        y = G(code)
+        return y if r == G.resolution else F.adaptive_avg_pool2d(y, r)  # [N, 3, r, r]
+
     torch.manual_seed(step_seed(config.seed, 0, -2))
     first = load_encoder(base, accelerator.device).to(memory_format=torch.channels_last) if base else None
     E = Encoder.residual_of(first) if base else Encoder.for_generator(G, **config.encoder)
@@ -548,7 +557,7 @@ def train_encoder(
     perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
     networks = [E, Adam(E.parameters(), lr=config.lr)]
     if config.adversarial:
-        D = Discriminator(G.config).to(accelerator.device, memory_format=torch.channels_last)
+        D = Discriminator(replace(G.config, resolution=r)).to(accelerator.device, memory_format=torch.channels_last)
         networks += [D, Adam(D.parameters(), lr=config.adversarial_lr)]
     if config.w_adversarial:
         D_w = LatentDiscriminator(G.config.w_dim).to(accelerator.device)
@@ -611,10 +620,10 @@ def train_encoder(
                 code = E(x)
             else:
                 with torch.no_grad():
-                    y = G(code)
+                    y = draw(code)
                 code = E(x, y, code)
             code = replace(code, w=unlocked(code.w))
-            y = G(code)
+            y = draw(code)
         values, loss = {}, 0.0
         if config.mse:
             error = (y - x).square().mean(dim=(1, 2, 3))  # [N]
@@ -680,8 +689,8 @@ def train_encoder(
         with torch.no_grad(), accelerator.autocast():
             code = first(fixed) if base else E(fixed)
             for _ in range(config.passes if base else 0):
-                code = E(fixed, G(code), code)
-            save_grid(torch.stack((fixed, G(code)), dim=1).flatten(0, 1), path)  # pairs side by side
+                code = E(fixed, draw(code), code)
+            save_grid(torch.stack((fixed, draw(code)), dim=1).flatten(0, 1), path)  # pairs side by side
         E.train()
 
     loop.run(step, lambda: {"networks": [item.state_dict() for item in networks]}, grid)

@@ -225,6 +225,14 @@ def train_e(data, generator, folder, images, name="e", encoder=None, **settings)
     return load_encoder(out), json.loads(history.read_text()) if history.exists() else None
 
 
+def test_losses_at_a_lower_resolution(data, generator, tmp_path):
+    encoder, history = train_e(data, generator, tmp_path, 8, resolution=16, grid_every=8, adversarial=0.1)
+    with Image.open(next((tmp_path / "e").glob("samples-*.png"))) as grid:
+        assert (grid.width - 1) % (16 + 1) == 0 and (grid.width - 1) % (32 + 1) != 0
+    with pytest.raises(ValueError, match="resolution: expected a divisor of the generator's 32, got 64"):
+        train_e(data, generator, tmp_path, 8, "other", resolution=64)
+
+
 def test_encoder_learns_and_resumes_exactly(data, generator, tmp_path):
     whole, history = train_e(data, generator, tmp_path, 120, "whole", grid_every=120)
     mse = [row["mse"] for row in history]

@@ -13,7 +13,6 @@ import json
 import platform
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,12 +184,11 @@ def write_table(report: dict, folder: Path, name: str) -> None:
         for row in report["rows"]
     ]
     few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
-    table = metrics.write_table(few, list(rows[0]), folder / f"{name}.csv", folder / f"{name}.md")
-    with tempfile.TemporaryDirectory() as other:
-        metrics.write_table(rows, list(rows[0]), folder / f"{name}.csv", f"{other}/all.md")
+    columns = list(rows[0])
+    metrics.write_table(rows, columns, folder / f"{name}.csv", folder / f"{name}.md")
     peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
     note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
-    atomic_write(folder / f"{name}.md", f"{table}\n{note}\n".encode())
+    atomic_write(folder / f"{name}.md", f"{metrics.markdown_table(few, columns)}\n{note}\n".encode())
 
 
 def main(arguments: list[str] | None = None) -> None:

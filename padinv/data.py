@@ -354,24 +354,21 @@ def avatar_rows(part: str, seed: int = 0, count: int | None = None) -> list[dict
             found += [(edit, "truth", i, x) for i, x in enumerate(truths)]
     else:
         found = [(part, "image", i, avatars.sample(seed, part, i)) for i in range(count)]
-    return [
-        {
-            "file": f"{i:05d}.webp" if role == "image" else f"{task}-{role}-{i:03d}.webp",
-            "task": task,
-            "role": role,
-            "index": str(i),
-            **x,
-        }
-        for task, role, i, x in found
-    ]
+    return [_role_row(task, role, i) | x for task, role, i, x in found]
+
+
+def _role_row(task: str, role: str, i: int) -> dict[str, str]:
+    """The first columns of labels.csv, which `_roles` reads."""
+    file = f"{i:05d}.webp" if role == "image" else f"{task}-{role}-{i:03d}.webp"
+    return {"file": file, "task": task, "role": role, "index": str(i)}
 
 
 def _render(row: dict[str, str], resolution: int) -> tuple[str, bytes]:
     torch.set_num_threads(1)
-    return row["file"], _encode(avatars.render(row, resolution))
+    return row["file"], encode_webp(avatars.render(row, resolution))
 
 
-def _encode(image: Tensor) -> bytes:
+def encode_webp(image: Tensor) -> bytes:
     """Lossless WebP of a uint8 image [3, H, W]."""
     out = io.BytesIO()
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
@@ -409,6 +406,11 @@ def write_photos(
     photos = ImageDataset(source, resolution)
     if not 0 < n_test < len(photos):
         raise ValueError(f"test: expected 1 to {len(photos) - 1} of the {len(photos)} photographs, got {n_test}")
+
+    def write(part: str, images: Iterable[Tensor], rows: list[dict[str, str]]) -> None:
+        encoded = ((row["file"], encode_webp(image)) for row, image in zip(rows, images, strict=True))
+        write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
+
     cut = len(photos) - n_test
     for part, indices in (("train", range(cut)), ("test", range(cut, len(photos)))):
         images = photos.tensor(indices, progress, skip_bad=True)
@@ -416,8 +418,7 @@ def write_photos(
         rows = [{"file": PurePosixPath(photos.names[i]).with_suffix(".webp").as_posix()} for i in kept]
         if photos.labels:
             rows = [photos.labels[i] | row for i, row in zip(kept, rows, strict=True)]
-        encoded = ((row["file"], _encode(image)) for row, image in zip(rows, images, strict=True))
-        write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
+        write(part, images, rows)
 
     originals = images[: COUNTS["blending"]]
     with torch.random.fork_rng(devices=[]):
@@ -434,11 +435,7 @@ def write_photos(
                 several = synthetic.stick(several, edit) if stuck else several
                 found["editing"] += [(edit, role, i, x) for i, x in enumerate(several)]
     for part, members in found.items():
-        rows = [
-            {"file": f"{t}-{role}-{i:03d}.webp", "task": t, "role": role, "index": str(i)} for t, role, i, _ in members
-        ]
-        encoded = ((row["file"], _encode(x)) for row, (*_, x) in zip(rows, members, strict=True))
-        write_zip(Path(folder) / f"{part}.zip", _bar(encoded, len(rows), part, progress), rows)
+        write(part, [x for *_, x in members], [_role_row(task, role, i) for task, role, i, _ in members])
 
 
 def main() -> None:

@@ -286,24 +286,29 @@ def write_json(path, content) -> None:
     atomic_write(path, (text + "\n").encode())
 
 
-def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
-    """Write rows as CSV (full precision) and Markdown (floats with 4 decimals), and return the Markdown.
+def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
+    """Rows as Markdown, floats with 4 decimals.
 
     A row that lacks a column leaves its cell empty; keys that are no column are left out.
     """
-    from padinv.checkpoints import atomic_write
 
     def cell(value) -> str:
         if isinstance(value, float):
             return f"{value:.4f}"
         return "" if value is None else str(value).replace("|", "\\|")
 
-    text = io.StringIO()
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
+    """Write rows as CSV (full precision) and as `markdown_table`, and return the Markdown."""
+    from padinv.checkpoints import atomic_write
+
+    text, markdown = io.StringIO(), markdown_table(rows, columns)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
-    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     atomic_write(path_csv, text.getvalue().encode())
     atomic_write(path_md, markdown.encode())
     return markdown

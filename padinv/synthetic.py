@@ -1,5 +1,6 @@
 """Images made from others, so that their relation is known: recoloured and warped views, and stickers."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
@@ -30,8 +31,8 @@ def stick(images: Tensor, name: str) -> Tensor:
             paint([fine * r * share for share in box], fill=255)
     paper, mask = Image.new("RGB", (r, r), colour), cover.resize((r, r), Image.Resampling.BOX)
     pictures = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
-    done = [torch.frombuffer(bytearray(Image.composite(paper, x, mask).tobytes()), dtype=torch.uint8) for x in pictures]
-    return torch.stack(done).view(-1, r, r, 3).permute(0, 3, 1, 2).contiguous()  # [N, 3, R, R]
+    done = np.stack([np.array(Image.composite(paper, x, mask)) for x in pictures])  # [N, R, R, 3]
+    return torch.from_numpy(done).permute(0, 3, 1, 2).contiguous()  # [N, 3, R, R]
 
 
 def views(x: Tensor) -> tuple[Tensor, Tensor]:

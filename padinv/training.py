@@ -659,20 +659,19 @@ def train_encoder(
     def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
         """One step of the encoder, of a residual one from a code; what it predicted."""
         networks[1].zero_grad(set_to_none=True)
-        curves, shown, first_image = {}, [], 0
+        values, shown, start = {}, [], 0
         for part in x.chunk(config.accumulate):
             share = len(part) / len(x)
-            given = None if code is None else code[first_image : first_image + len(part)]
-            first_image += len(part)
-            values, loss, *seen = losses(part, given)
+            given = None if code is None else code[start : start + len(part)]
+            start += len(part)
+            own, loss, *seen = losses(part, given)
             (share * loss).backward()
-            curves = {key: curves.get(key, 0) + share * value.detach() for key, value in values.items()}
+            values = {key: values.get(key, 0) + share * value.detach() for key, value in own.items()}
             shown.append([t.detach() for t in seen])
         average_gradients(accelerator, E)
         networks[1].step()
         targets, answers, codes = zip(*shown, strict=True)
         x, y, code = torch.cat(targets), torch.cat(answers), Code.cat(codes)
-        values = curves
         if config.adversarial:
             values["loss_D"] = discriminate(D, networks[3], x, y)
         if config.w_adversarial:

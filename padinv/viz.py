@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from padinv.codes import Padding
-from padinv.data import to_uint8
+from padinv.data import read_image, to_float, to_uint8
 from padinv.ops import pad_ring
 
 COLOURS = {"padinv": "#c8553d", "psp": "#33658a", "other": "#8d99ae", "mark": "#e0a030"}  # of curves and bars
@@ -48,6 +48,13 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None, scal
     """Write `tile(images)` as a PNG without volatile metadata."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(tile(images, columns, scale=scale)).save(path, optimize=True)
+
+
+def read_grid(path: str | Path, size: int, count: int) -> Tensor:
+    """The first images, of one size, in the first row of what `save_grid` wrote: [count, 3, size, size]."""
+    picture = to_float(read_image(path))  # [3, 1 + rows·(size + 1), …]
+    starts = (1 + i * (size + 1) for i in range(count))
+    return torch.stack([picture[:, 1 : 1 + size, x : x + size] for x in starts])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Animations."""
+"""Animations, and grids that are read again."""
 
 import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 
-from padinv.viz import FIGURE_BYTES, animate
+from padinv.data import to_float, to_uint8
+from padinv.viz import FIGURE_BYTES, animate, read_grid, save_grid
 
 
 @pytest.fixture
@@ -36,3 +38,9 @@ def test_a_large_animation_keeps_fewer_colours(tmp_path):
     assert len(data) < FIGURE_BYTES
     with Image.open(io.BytesIO(data)) as gif:
         assert gif.n_frames == 8 and len(np.unique(np.array(gif.convert("RGB")).reshape(-1, 3), axis=0)) < 256
+
+
+def test_a_grid_is_read_as_it_was_written(tmp_path):
+    x = to_float(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    save_grid(x, tmp_path / "grid.png", columns=5)
+    assert torch.equal(to_uint8(read_grid(tmp_path / "grid.png", 16, 4)), to_uint8(x[:4]))

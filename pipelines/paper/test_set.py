@@ -4,22 +4,12 @@ python test_set.py sources/church/test checkpoints/church/generator.safetensors 
 """
 
 import argparse
-import io
 import json
 
-from PIL import Image
 from tqdm import tqdm
 
 from padinv.checkpoints import read_metadata
-from padinv.data import ImageDataset, write_zip
-
-
-def webp(image) -> bytes:
-    """uint8 [3, R, R]."""
-    out = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(out, "WEBP", lossless=True, quality=50)
-    return out.getvalue()
-
+from padinv.data import ImageDataset, encode_webp, write_zip
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("source", help="folder, zip or LMDB of images")
@@ -32,5 +22,5 @@ source = ImageDataset(args.source, json.loads(read_metadata(args.generator)["con
 n = min(args.images or len(source), len(source))
 chosen = [i * len(source) // n for i in range(n)]
 names = [f"{i:06d}.webp" for i in chosen]
-encoded = ((name, webp(source[i])) for i, name in zip(tqdm(chosen, unit="image"), names, strict=True))
+encoded = ((name, encode_webp(source[i])) for i, name in zip(tqdm(chosen, unit="image"), names, strict=True))
 write_zip(args.out, encoded, [{"file": name, "source": source.names[i]} for i, name in zip(chosen, names, strict=True)])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from padinv import metrics
 from padinv.checkpoints import atomic_write
-from padinv.data import ImageDataset, read_image, to_float
-from padinv.viz import panel, show
+from padinv.data import ImageDataset, to_float
+from padinv.viz import panel, read_grid, show
 
 METHODS = {
     "psp": "pSp", "padinv": "PadInv", "padinv+10": "PadInv + 10 steps", "psp+100": "pSp + 100 steps",
@@ -30,7 +30,7 @@ columns = ["method", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "edit_lpi
 common = [{**file["row"], **file["row"]["common"], "method": m} for m, file in files.items()]
 fast = [file["row"] for file in files.values() if file["row"]["n_images"] > file["row"]["common"]["n_images"]]
 target = results / "tables" / domain
-second = metrics.write_table(fast, [*columns[:6], "frechet", "n_images"], f"{target}.csv", f"{target}.md")
+second = metrics.markdown_table(fast, [*columns[:6], "frechet", "n_images"])
 first = metrics.write_table(common, columns, f"{target}.csv", f"{target}.md")
 head, row = protocols[0], {m: file["row"] for m, file in files.items()}
 ratio = {key: row["padinv"][key] / row["psp"][key] for key in ("mse", "lpips_alex")}
@@ -44,8 +44,5 @@ atomic_write(f"{target}.md", f"{first}\n{second}\n{note}\n".encode())
 n = 8
 test = ImageDataset(f"photos/{folder}/test.zip", head["resolution"])
 rows = {"original": to_float(test.tensor(range(n), progress=False))}
-for m, name in METHODS.items():
-    strip = to_float(read_image(results / folder / "rows" / f"{m}.png"))  # [3, r + 2, n·(r + 1) + 1]
-    r = head["resolution"]
-    rows[name] = [strip[:, 1 : 1 + r, 1 + i * (r + 1) : (i + 1) * (r + 1)] for i in range(n)]
+rows |= {name: read_grid(results / folder / "rows" / f"{m}.png", head["resolution"], n) for m, name in METHODS.items()}
 show(panel(rows), results / "figures" / f"{domain}.png")

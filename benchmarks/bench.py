@@ -6,6 +6,7 @@ timed in the same run; multiply-adds are those of the plain reference. Before an
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import gc
 import itertools
@@ -51,7 +52,8 @@ def networks(name: str, device: str) -> tuple[Generator, Encoder]:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0
         E.train()(torch.rand(2, 3, 256, 256, device=device) * 2 - 1)
-    return G.eval().requires_grad_(False), E.eval().requires_grad_(False)
+    layout = torch.channels_last if device == "cpu" else torch.preserve_format  # as load_generator has it
+    return G.eval().requires_grad_(False).to(memory_format=layout), E.eval().requires_grad_(False)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -59,24 +61,27 @@ def networks(name: str, device: str) -> tuple[Generator, Encoder]:
 
 
 def tasks(row: str, G: Generator, E: Encoder, batch: int, autocast: Callable) -> tuple[Callable, Callable]:
-    """(ours, plain) for one row."""
+    """(ours, plain) for one row. Plain networks are copies in PyTorch's default layout."""
     device = G.const.device
     x = torch.rand(batch, 3, E.config.input_resolution, E.config.input_resolution, device=device) * 2 - 1
     target = torch.rand(batch, 3, G.resolution, G.resolution, device=device) * 2 - 1
     E.requires_grad_(row == "train").train(row == "train")
+    copies = (copy.deepcopy(network).to(memory_format=torch.contiguous_format) for network in (G, E))
+    layout = torch.channels_last if row == "train" else torch.contiguous_format  # as padinv.training has it
+    E.to(memory_format=layout)
     perceptual = lpips("alex", device) if row in ("refine", "train") else None
     if row not in ("encode", "both", "train"):
         with torch.no_grad():
             start = E(x)
 
-    def one(encode: Callable, render: Callable) -> Callable:
+    def one(G: Generator, E: Encoder, encode: Callable, render: Callable, x: Tensor) -> Callable:
         if row in ("encode", "synthesise", "both"):
 
             @torch.no_grad()
             def run():
                 with autocast():
-                    code = encode(x) if row != "synthesise" else start
-                    return code if row == "encode" else render(code)
+                    code = encode(E, x) if row != "synthesise" else start
+                    return code if row == "encode" else render(G, code)
 
             return run
 
@@ -86,7 +91,7 @@ def tasks(row: str, G: Generator, E: Encoder, batch: int, autocast: Callable) ->
         def step():
             optimizer.zero_grad(set_to_none=True)
             with autocast():
-                y = render(encode(x) if row == "train" else code)
+                y = render(G, encode(E, x) if row == "train" else code)
                 loss = (y - target).square().mean() + 0.8 * perceptual(y, target).mean()
             loss.backward()
             optimizer.step()
@@ -94,7 +99,8 @@ def tasks(row: str, G: Generator, E: Encoder, batch: int, autocast: Callable) ->
 
         return step
 
-    return one(E, G), one(lambda x: reference.encode(E, x), lambda code: reference.synthesis(G, code))
+    ours = one(G, E, Encoder.__call__, Generator.__call__, x.contiguous(memory_format=layout))
+    return ours, one(*copies, reference.encode, reference.synthesis, x)
 
 
 def tensors(result: Code | Tensor) -> tuple[Tensor, ...]:
@@ -127,9 +133,7 @@ def seconds(run: Callable, device: str) -> float:
 
 
 def alternate(runs: dict[str, Callable], device: str, budget: float, least: int) -> dict[str, list[float]]:
-    """Times of each, taken in turns until the budget in seconds is spent."""
-    for run in runs.values():  # the first call packs weights and fills caches
-        seconds(run, device)
+    """Times of each, taken in turns until the budget in seconds is spent. All have run before."""
     times, end = {name: [] for name in runs}, time.perf_counter() + budget
     while len(times[next(iter(runs))]) < least or time.perf_counter() < end:
         for name, run in runs.items():
@@ -177,10 +181,12 @@ def peaks(device: str, precisions) -> dict[str, float]:
 
 def write_table(report: dict, folder: Path, name: str) -> None:
     """All rows of a report as CSV; those of the smallest batch as the table that README shows."""
+    runs = [run for run in ("ours", "graph", "compiled", "plain") if any(run in row["ms"] for row in report["rows"])]
     rows = [
         {key: row[key] for key in ("network", "row", "batch", "precision")}
-        | {"ms": row["ms"]["ours"], "plain_ms": row["ms"]["plain"]}
+        | {f"{run}_ms": row["ms"].get(run) for run in runs}
         | {key: row[key] for key in ("speedup", "gmacs", "share_of_peak")}
+        | {f"{run}_mb": row["peak_memory_mb"][run] for run in ("ours", "plain")}
         for row in report["rows"]
     ]
     few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
@@ -188,6 +194,7 @@ def write_table(report: dict, folder: Path, name: str) -> None:
     metrics.write_table(rows, columns, folder / f"{name}.csv", folder / f"{name}.md")
     peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
     note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
+    note += f" Left out: {'; '.join(report['left_out'])}." if report["left_out"] else ""
     atomic_write(folder / f"{name}.md", f"{metrics.markdown_table(few, columns)}\n{note}\n".encode())
 
 
@@ -198,13 +205,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="(%(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 4, 16), help="(%(default)s)")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each row, at least 5 turns (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each row (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="of each row at least (%(default)s)")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=float("inf"),
+        help="seconds of a turn: rows that would take more are left out, which the report says",
+    )
+    parser.add_argument("--compile", action="store_true", help="refine by a compiled generator too (smallest batch)")
     parser.add_argument("--out", help="JSON (results/metrics/bench-cpu.json, or -gpu; none with --quick)")
     parser.add_argument("--quick", action="store_true", help="a minute: encode and synthesise one image")
     args = parser.parse_args(arguments)
-    least = 5
     if args.quick:
-        args.rows, args.batches, args.seconds, least = ("both",), (1,), 5.0, 3
+        args.rows, args.batches, args.seconds, args.turns = ("both",), (1,), 5.0, 3
     device = args.device
     out = Path(
         args.out or padinv.project_root() / "results/metrics" / f"bench-{'gpu' if device == 'cuda' else 'cpu'}.json"
@@ -215,13 +229,19 @@ def main(arguments: list[str] | None = None) -> None:
     report = {
         "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "cuda": torch.version.cuda if device == "cuda" else None, "python": platform.python_version(),
-        "padinv": padinv.__version__, "peak": peaks(device, args.precisions), "rows": [],
+        "padinv": padinv.__version__, "peak": peaks(device, args.precisions), "rows": [], "left_out": [],
     }  # fmt: skip
     print(json.dumps(report["peak"]))
 
     combinations = list(itertools.product(args.networks, args.precisions, args.batches, args.rows))
     built = None
     for network, precision, batch, row in tqdm(combinations, unit="row"):
+        smaller = [r for r in report["rows"] if (r["network"], r["row"], r["precision"]) == (network, row, precision)]
+        turn = sum(smaller[-1]["ms"].values()) / 1e3 * batch / smaller[-1]["batch"] if smaller else 0.0
+        if turn > args.longest:
+            report["left_out"].append(f"{network} {row} ×{batch} {precision}: a turn would take {turn:.0f} s")
+            tqdm.write(report["left_out"][-1])
+            continue
         if built != network:
             G, E = networks(network, device)
             built = network
@@ -231,21 +251,25 @@ def main(arguments: list[str] | None = None) -> None:
 
         torch.manual_seed(1)
         ours, plain = tasks(row, G, E, batch, autocast)
-        a, b = tensors(ours()), tensors(plain())
+        counter = FlopCounterMode(display=False)
+        a = tensors(ours())
+        with counter:
+            b = tensors(plain())
         difference = max(float((s - t).abs().max() / t.abs().max().clamp(min=1)) for s, t in zip(a, b, strict=True))
         if precision == "float32" and not difference < 1e-4:
             sys.exit(f"bench: {network} {row} ×{batch} differs from the plain reference by {difference:.2g}")
-        counter = FlopCounterMode(display=False)
-        with counter:
-            plain()
         gmacs = counter.get_total_flops() / 2e9
         runs = {"ours": ours, "plain": plain}
         if device == "cuda" and row in ROWS[:3]:
             runs["graph"] = graphed(ours)
+        if args.compile and row == "refine" and batch == min(args.batches):
+            torch.manual_seed(1)
+            runs["compiled"] = tasks(row, torch.compile(G), E, batch, autocast)[0]
+            runs["compiled"]()
         memory = {name: round(peak_memory(runs[name], device) / 1e6, 1) for name in ("ours", "plain")}
-        times = alternate(runs, device, args.seconds, least)
+        times = alternate(runs, device, args.seconds, args.turns)
         ms = {name: round(1e3 * statistics.median(t), 3) for name, t in times.items()}
-        best = min(ms["ours"], ms.get("graph", ms["ours"]))
+        best = min(t for name, t in ms.items() if name != "plain")
         result = {
             "network": network, "row": row, "batch": batch, "precision": precision, "ms": ms,
             "speedup": round(ms["plain"] / best, 2), "turns": len(times["ours"]), "gmacs": round(gmacs, 2),

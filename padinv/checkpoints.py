@@ -217,8 +217,11 @@ def load_generator(path, device="cpu") -> Generator:
             generator (skip architecture, RGB); says what was found instead.
     """
     if is_safetensors(path):
-        return load_network(Generator, GeneratorConfig, "generator", path).to(device)
-    return build_generator(*foreign.read_generator(path), path).to(device)
+        G = load_network(Generator, GeneratorConfig, "generator", path)
+    else:
+        G = build_generator(*foreign.read_generator(path), path)
+    # oneDNN convolves channels_last up to a third faster in bfloat16, and no slower in float32
+    return G.to(memory_format=torch.channels_last) if torch.device(device).type == "cpu" else G.to(device)
 
 
 def save_encoder(E: Encoder, path, half: bool = True, **meta) -> None:

@@ -35,7 +35,7 @@ def invert(
     Args:
         x: [N, 3, S, S] in [−1, 1], of any size S from 32; the distance is measured at the generator's resolution.
         E: encoder trained for G.
-        G: generator.
+        G: generator, also `torch.compile(G)`: its steps are shorter, after a minute for the first.
         steps: gradient steps from the encoder's answer on MSE + lpips_weight · LPIPS-Alex. Each image keeps the best
             code on its way, the encoder's included, so no step makes it worse. 0: the encoder alone.
         space: "w+p" refines w and p, "w+" refines w and keeps p as encoded.
@@ -105,7 +105,7 @@ def project(
 
     Args:
         x: [N, 3, S, S] in [−1, 1], as in `invert`.
-        G: generator.
+        G: generator, as in `invert`.
         space: "w", one code for all layers; "w+", one for each; "w+p", and the padding of as many layers as PadInv
             pads, from the generator's own.
         steps: of Adam.

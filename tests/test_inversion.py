@@ -56,6 +56,13 @@ def test_images_do_not_influence_each_other(networks):
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(together.tensors, alone.tensors, strict=True))
 
 
+def test_a_compiled_generator_serves(networks):
+    G, E, x = networks
+    compiled = torch.compile(G, backend="aot_eager")  # all of it but the writing of C++, which takes a minute
+    for run in (lambda g: padinv.invert(x, E, g, steps=3), lambda g: project(x, g, "w+p", steps=3)):
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(run(compiled).tensors, run(G).tensors, strict=True))
+
+
 def test_w_only_keeps_p_and_nothing_of_the_caller_changes(networks):
     G, E, x = networks
     before, state = x.clone(), {k: v.clone() for k, v in (G.state_dict() | E.state_dict()).items()}

@@ -197,10 +197,10 @@ def networks(tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def run(networks, tmp_path):
-    """Runs the command into tmp_path/out, in this process: (exit status, report)."""
+    """Runs the command into tmp_path/out, or another folder there, in this process: (exit status, report)."""
 
-    def run(*arguments) -> tuple[int, dict]:
-        out = tmp_path / "out"
+    def run(*arguments, out="out") -> tuple[int, dict]:
+        out = tmp_path / out
         status = main(["invert", *networks, "--out", str(out), "--workers", "0", *map(str, arguments)])
         return status, json.loads((out / "report.json").read_text())
 
@@ -251,6 +251,17 @@ def test_the_largest_face_alone(run, portrait, tmp_path):
     status, report = run(tmp_path / "two.png", "--largest", "--no-paste", "--crop", "tight")
     assert status == 0 and report["faces"] == 1 and not report["several_faces"]
     assert not (tmp_path / "out" / "pasted").exists()
+
+
+def test_compiled_steps_give_the_same(run, tmp_path, monkeypatch):
+    calls, original = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda G: calls.append(G) or original(G, backend="eager"))
+    for i in range(3):
+        write(tmp_path / "in" / f"{i}.png", noise(32, 32, seed=i))
+    found = [run(tmp_path / "in", "--aligned", "--batch", "2", "--steps", "2", *extra, out=f"out{len(extra)}")
+             for extra in ((), ("--compile",))]  # fmt: skip
+    (plain, mean), (status, other) = ((status, report["mean"]) for status, report in found)
+    assert plain == status == 0 and len(calls) == 1 and other == pytest.approx(mean, abs=1e-4)
 
 
 def test_metrics_and_codes_are_those_of_the_library(run, networks, tmp_path):

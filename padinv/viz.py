@@ -116,7 +116,7 @@ def panel(rows: dict[str, Sequence[Tensor]], titles: Sequence[str] = (), cell: i
     return figure
 
 
-def show(figure, path: str | Path | None = None) -> None:
+def show(figure, path: str | Path = "") -> None:
     """Display a matplotlib figure, or an array as of `tile`, and with a path write it: the same PNG, the same bytes for
     the same picture. One that is large keeps fewer colours."""
     from IPython.display import Image as Displayed
@@ -135,11 +135,11 @@ def show(figure, path: str | Path | None = None) -> None:
         if buffer.tell() <= FIGURE_BYTES:
             break
     display(Displayed(buffer.getvalue()))
-    if path is not None:
+    if path:
         atomic_write(path, buffer.getvalue())
 
 
-def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, ms: int = 100, zoom: int = 3) -> None:
+def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, zoom: int = 3) -> None:
     """Display arrays of one size, as of `tile`, as an endless animation, each so long and `zoom` times enlarged; with a
     path write it: a GIF, the same bytes for the same frames. One palette serves all; a large file has fewer colours."""
     from IPython.display import Image as Displayed
@@ -156,7 +156,7 @@ def animate(frames: Sequence[np.ndarray], path: str | Path | None = None, ms: in
         if buffer.tell() <= FIGURE_BYTES:
             break
     display(Displayed(buffer.getvalue(), format="gif", width=zoom * width))
-    if path is not None:
+    if path:
         atomic_write(path, buffer.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 python tools/notebook.py clean 03_inversion                   notebooks/ -> build/notebooks/, what DVC's stages watch
 python tools/notebook.py run 03_inversion -p n_images 1000    build/notebooks/ -> results/notebooks/
+python tools/notebook.py run 03_inversion --out here.ipynb    likewise, to another place
 python tools/notebook.py run 03_inversion --in-place          notebooks/ -> itself, for the outputs that tests compare
 
 Notebooks run in the repository's root. Everything that changes from run to run is left out of the result: times,
@@ -123,12 +124,14 @@ def parse(pairs: list[list[str]], known: dict[str, object]) -> dict[str, object]
     return values
 
 
-def run(name: str, pairs: list[list[str]], in_place: bool = False, root: Path = ROOT) -> Path:
+def run(name: str, pairs: list[list[str]], in_place: bool = False, out: str = "", root: Path = ROOT) -> Path:
     """Execute a notebook and write it, byte-stable, once it has run through.
+
+    Where to: the given file, in the root unless absolute, or results/notebooks/NAME.ipynb.
 
     Raises:
         NotebookError: unknown or mistyped parameter, stale cleaned copy, or a cell that failed; then the partly
-            executed notebook lies in results/notebooks/NAME.failed.ipynb.
+            executed notebook lies beside the target, as NAME.failed.ipynb.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -136,14 +139,15 @@ def run(name: str, pairs: list[list[str]], in_place: bool = False, root: Path = 
     source = root / "notebooks" / f"{name}.ipynb"
     nb = clean(read(source), keep_ids=in_place)
     if in_place:
-        if pairs:
-            raise NotebookError("--in-place stores the outputs of the default parameters: leave -p out")
+        if pairs or out:
+            raise NotebookError("--in-place stores the outputs of the default parameters: leave -p and --out out")
     elif read(root / "build" / "notebooks" / source.name) != nb:
         # DVC watches the cleaned copy: executing anything else would record a result under the wrong hash.
         raise NotebookError(f"build/notebooks/{source.name} is not the cleaned {source.name}; "
                             f"first: python tools/notebook.py clean {name} (dvc repro does so)")  # fmt: skip
     values = parse(pairs, defaults(nb))
-    partial = root / "results" / "notebooks" / f"{name}.failed.ipynb"
+    target = root / (out or f"results/notebooks/{name}.ipynb")
+    partial = target.with_name(f"{name}.failed.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         nb = papermill.execute_notebook(nb, partial, values, kernel_name="python3", cwd=root, coalesce_streams=True)
@@ -151,7 +155,7 @@ def run(name: str, pairs: list[list[str]], in_place: bool = False, root: Path = 
         where = f"cell {error.cell_index}" if hasattr(error, "cell_index") else "a cell"
         what = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else "the kernel died; out of memory?"
         raise NotebookError(f"{error}\n{where} of {name} failed: {what}\nexecuted up to there: {partial}") from None
-    target = source if in_place else root / "results" / "notebooks" / source.name
+    target = source if in_place else target
     write(normalise(nb), target)
     partial.unlink()
     return target
@@ -162,13 +166,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     parser.add_argument("action", choices=("clean", "run"))
     parser.add_argument("name", help="of a notebook in notebooks/, like 03_inversion")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="run: a parameter")
+    parser.add_argument("--out", default="", metavar="PATH", help="run: where to (results/notebooks/NAME.ipynb)")
     parser.add_argument("--in-place", action="store_true", help="run: store the outputs in notebooks/ itself")
     args = parser.parse_args(arguments)
     try:
         if args.action == "run":
-            run(args.name, args.p, args.in_place, root)
-        elif args.p or args.in_place:
-            raise NotebookError("clean takes neither -p nor --in-place")
+            run(args.name, args.p, args.in_place, args.out, root)
+        elif args.p or args.in_place or args.out:
+            raise NotebookError("clean takes no options")
         else:
             nb = clean(read(root / "notebooks" / f"{args.name}.ipynb"))
             write(nb, root / "build" / "notebooks" / f"{args.name}.ipynb")

@@ -146,8 +146,8 @@ def run(name: str, pairs: list[list[str]], in_place: bool = False, out: str = ""
         raise NotebookError(f"build/notebooks/{source.name} is not the cleaned {source.name}; "
                             f"first: python tools/notebook.py clean {name} (dvc repro does so)")  # fmt: skip
     values = parse(pairs, defaults(nb))
-    target = root / (out or f"results/notebooks/{name}.ipynb")
-    partial = target.with_name(f"{name}.failed.ipynb")
+    result = root / (out or f"results/notebooks/{name}.ipynb")
+    partial = result.with_name(f"{name}.failed.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         nb = papermill.execute_notebook(nb, partial, values, kernel_name="python3", cwd=root, coalesce_streams=True)
@@ -155,7 +155,7 @@ def run(name: str, pairs: list[list[str]], in_place: bool = False, out: str = ""
         where = f"cell {error.cell_index}" if hasattr(error, "cell_index") else "a cell"
         what = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else "the kernel died; out of memory?"
         raise NotebookError(f"{error}\n{where} of {name} failed: {what}\nexecuted up to there: {partial}") from None
-    target = source if in_place else target
+    target = source if in_place else result
     write(normalise(nb), target)
     partial.unlink()
     return target

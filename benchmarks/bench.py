@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 import padinv
 from benchmarks import reference
-from padinv import Code, Encoder, Generator, GeneratorConfig, metrics
-from padinv.checkpoints import atomic_write
-from padinv.losses import lpips
+from padinv import Code, Encoder, Generator, GeneratorConfig
+from padinv.measure.lpips import lpips
+from padinv.model.tensors import atomic_write
+from study import tables
 
 PAPER = {  # the released encoder
     "input_resolution": 256, "widths": (64, 128, 256, 512), "depths": (3, 4, 14, 3), "se_reduction": 16,
@@ -191,11 +192,11 @@ def write_table(report: dict, folder: Path, name: str) -> None:
     ]
     few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
     columns = list(rows[0])
-    metrics.write_table(rows, columns, folder / f"{name}.csv", folder / f"{name}.md")
+    tables.write_table(rows, columns, folder / f"{name}.csv", folder / f"{name}.md")
     peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
     note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
     note += f" Left out: {'; '.join(report['left_out'])}." if report["left_out"] else ""
-    atomic_write(folder / f"{name}.md", f"{metrics.markdown_table(few, columns)}\n{note}\n".encode())
+    atomic_write(folder / f"{name}.md", f"{tables.markdown_table(few, columns)}\n{note}\n".encode())
 
 
 def main(arguments: list[str] | None = None) -> None:

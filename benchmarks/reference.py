@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padinv.codes import Code, Padding, centre, ring_resolution
-from padinv.encoder import Encoder, resize
-from padinv.generator import Generator
+from padinv.model.codes import Code, Padding, centre, ring_resolution
+from padinv.model.encoder import Encoder, resize
+from padinv.model.generator import Generator
 from padinv.ops import take_ring
 
 

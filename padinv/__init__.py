@@ -8,12 +8,12 @@
 
 from pathlib import Path
 
-from padinv.checkpoints import export_generator, load_encoder, load_generator
-from padinv.codes import Code, Padding
-from padinv.editing import Edit, analogy, blend, customize
-from padinv.encoder import Encoder, EncoderConfig
-from padinv.generator import Generator, GeneratorConfig
-from padinv.inversion import invert
+from padinv.files.checkpoints import export_generator, load_encoder, load_generator
+from padinv.inversion.editing import Edit, analogy, blend, customize
+from padinv.inversion.optimise import invert
+from padinv.model.codes import Code, Padding
+from padinv.model.encoder import Encoder, EncoderConfig
+from padinv.model.generator import Generator, GeneratorConfig
 
 __all__ = [
     "Code", "Edit", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",

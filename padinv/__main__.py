@@ -23,7 +23,7 @@ exit status: 0 all pictures inverted, 3 done but some were refused (see report.j
 
 
 def invert(args: argparse.Namespace) -> int:
-    from padinv.photos import invert_photos  # here, so that --help is quick
+    from padinv.photos.folder import invert_photos
 
     report = invert_photos(
         args.pictures, args.generator, args.encoder, args.out, steps=args.steps, space=args.space, template=args.crop,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from padinv.checkpoints import encoder_from_padinv_official, generator_from_state
-from padinv.codes import Code, Padding
-from padinv.generator import Generator, GeneratorConfig
+from padinv.files.checkpoints import encoder_from_padinv_official, generator_from_state
+from padinv.model.codes import Code, Padding
+from padinv.model.generator import Generator, GeneratorConfig
 
 
 def read(name: str) -> dict:

@@ -11,20 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from padinv import checkpoints
-from padinv.checkpoints import (
-    atomic_write,
-    file_hash,
-    load_encoder,
-    load_generator,
-    load_tensors,
-    read_metadata,
-    save_encoder,
-    save_generator,
-    save_tensors,
-)
-from padinv.codes import Code
-from padinv.encoder import Encoder
+from padinv.files.checkpoints import load_encoder, load_generator, save_encoder, save_generator
+from padinv.model import tensors
+from padinv.model.codes import Code
+from padinv.model.encoder import Encoder
+from padinv.model.tensors import atomic_write, file_hash, load_tensors, read_metadata, save_tensors
 
 
 @pytest.fixture
@@ -255,7 +246,7 @@ def test_a_full_disk_leaves_the_old_file(tiny, tmp_path, monkeypatch, failing):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints.os, failing, full)
+    monkeypatch.setattr(tensors.os, failing, full)
     with pytest.raises(
         OSError, match=r"no space for 0\.\d MB; the file that was there is unchanged.*G\.safetensors"
     ) as e:
@@ -273,7 +264,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "replace", interrupt)
+    monkeypatch.setattr(tensors.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -282,7 +273,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_disk_that_is_full_for_real(tmp_path, monkeypatch):
     atomic_write(tmp_path / "x", b"old")
-    monkeypatch.setattr(checkpoints, "open", lambda *_: open("/dev/full", "wb"), raising=False)
+    monkeypatch.setattr(tensors, "open", lambda *_: open("/dev/full", "wb"), raising=False)
     with pytest.raises(OSError, match="no space"):
         atomic_write(tmp_path / "x", b"new" * 10_000)
     assert (tmp_path / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from padinv.codes import Code, Padding, ring_resolution
+from padinv.model.codes import Code, Padding, ring_resolution
 
 
 def equal(a: Code, b: Code) -> bool:
@@ -160,7 +160,8 @@ def test_a_code_of_another_generator_is_refused(tiny, official, code, tmp_path):
 
 
 def test_files_that_are_no_codes(tiny, tmp_path):
-    from padinv.checkpoints import save_generator, save_tensors
+    from padinv.files.checkpoints import save_generator
+    from padinv.model.tensors import save_tensors
 
     save_generator(tiny, tmp_path / "G.safetensors")
     with pytest.raises(ValueError, match=r"G\.safetensors: its kind is 'generator', expected 'code'"):

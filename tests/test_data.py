@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from padinv import avatars, data
+from padinv.images import datasets
+from study import avatars, sets
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED_SAMPLE = {
@@ -74,20 +75,20 @@ def renderer():
 
 def test_float_and_uint8_are_inverse():
     u8 = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    x = data.to_float(u8)
+    x = datasets.to_float(u8)
     assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
-    assert torch.equal(data.to_uint8(x), u8)
-    assert torch.equal(data.to_uint8(x.double()), u8)
-    assert data.to_uint8(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
+    assert torch.equal(datasets.to_uint8(x), u8)
+    assert torch.equal(datasets.to_uint8(x.double()), u8)
+    assert datasets.to_uint8(torch.tensor([-3.0, 3.0, 0.0])).tolist() == [0, 255, 128]
 
 
 def test_float_and_uint8_refuse_the_other_kind():
     with pytest.raises(TypeError, match="float32.*uint8"):
-        data.to_float(torch.zeros(1))
+        datasets.to_float(torch.zeros(1))
     with pytest.raises(TypeError, match="uint8.*floats"):
-        data.to_uint8(torch.zeros(1, dtype=torch.uint8))
+        datasets.to_uint8(torch.zeros(1, dtype=torch.uint8))
     with pytest.raises(ValueError, match="NaN"):
-        data.to_uint8(torch.tensor([float("nan")]))
+        datasets.to_uint8(torch.tensor([float("nan")]))
 
 
 # ---------------------------------------------------------------- single images
@@ -98,32 +99,32 @@ def test_read_image_sources_agree(tmp_path):
     path = tmp_path / "a.png"
     picture(20, 12).save(path)
     with path.open("rb") as file:
-        found = [data.read_image(s) for s in (path, str(path), path.read_bytes(), file)]
+        found = [datasets.read_image(s) for s in (path, str(path), path.read_bytes(), file)]
     assert all(torch.equal(x, want) for x in found)
     assert found[0].shape == (3, 12, 20) and found[0].is_contiguous()
     with pytest.raises(FileNotFoundError, match="nowhere.png"):
-        data.read_image(tmp_path / "nowhere.png")
+        datasets.read_image(tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match="resolution: got 0"):
-        data.read_image(path, 0)
+        datasets.read_image(path, 0)
 
 
 def test_centre_crop_then_area_average():
     wide = np.zeros((32, 96, 3), np.uint8)
     wide[:, 32:64] = np.array(picture())
-    x = data.read_image(encoded(Image.fromarray(wide)), 16)
+    x = datasets.read_image(encoded(Image.fromarray(wide)), 16)
     want = np.array(picture()).reshape(16, 2, 16, 2, 3).mean((1, 3))
     assert np.abs(x.permute(1, 2, 0).numpy() - want).max() <= 0.5
-    tall = data.read_image(encoded(Image.fromarray(wide.transpose(1, 0, 2))), 16)
+    tall = datasets.read_image(encoded(Image.fromarray(wide.transpose(1, 0, 2))), 16)
     assert torch.equal(tall, x.transpose(1, 2))
-    assert data.read_image(encoded(picture(21, 33)), 16).shape == (3, 16, 16)  # a fractional ratio
+    assert datasets.read_image(encoded(picture(21, 33)), 16).shape == (3, 16, 16)  # a fractional ratio
     fine = np.indices((64, 64)).sum(0) % 2 * 255  # a checkerboard aliases unless it is averaged
-    grey = data.read_image(encoded(Image.fromarray(fine.astype(np.uint8))), 20).float()
+    grey = datasets.read_image(encoded(Image.fromarray(fine.astype(np.uint8))), 20).float()
     assert (grey - 127.5).abs().max() < 16
-    assert data.read_image(encoded(picture(16, 16)), 64).shape == (3, 64, 64)  # smaller: scaled up
+    assert datasets.read_image(encoded(picture(16, 16)), 64).shape == (3, 64, 64)  # smaller: scaled up
 
 
 def test_extreme_width_is_cropped():
-    assert data.read_image(encoded(Image.new("RGB", (20000, 64), "red")), 32)[:, 5, 5].tolist() == [255, 0, 0]
+    assert datasets.read_image(encoded(Image.new("RGB", (20000, 64), "red")), 32)[:, 5, 5].tolist() == [255, 0, 0]
 
 
 def test_grey_palette_and_cmyk_become_rgb():
@@ -134,7 +135,7 @@ def test_grey_palette_and_cmyk_become_rgb():
         (picture().quantize(16), "PNG"),
         (picture().convert("CMYK"), "TIFF"),
     ):
-        x = data.read_image(encoded(image, kind))
+        x = datasets.read_image(encoded(image, kind))
         assert torch.equal(x, torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)), image.mode
 
 
@@ -142,25 +143,25 @@ def test_alpha_is_composited_on_white():
     clear = np.zeros((16, 16, 4), np.uint8)
     clear[8:] = (10, 20, 30, 255)
     clear[:4, :, 3] = 128  # half-transparent black
-    x = data.read_image(encoded(Image.fromarray(clear)))
+    x = datasets.read_image(encoded(Image.fromarray(clear)))
     assert x[:, 12, 0].tolist() == [10, 20, 30] and x[:, 6, 0].tolist() == [255] * 3
     assert (x[:, 0, 0].float() - 127).abs().max() <= 1
     palette = Image.new("P", (16, 16), 1)
     palette.putpalette([0, 0, 0, 200, 0, 0])
-    assert data.read_image(encoded(palette, transparency=1)).unique().tolist() == [255]
+    assert datasets.read_image(encoded(palette, transparency=1)).unique().tolist() == [255]
 
 
 def test_sixteen_bits_become_eight():
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        x = data.read_image(encoded(Image.fromarray(ramp), kind))
+        x = datasets.read_image(encoded(Image.fromarray(ramp), kind))
         assert torch.equal(x[0].flatten(), torch.arange(256, dtype=torch.uint8)) and torch.equal(x[0], x[2])
     wide = Image.fromarray(np.full((16, 16), 65535, np.int32))
-    assert data.read_image(encoded(wide, "TIFF")).unique().tolist() == [255]
+    assert datasets.read_image(encoded(wide, "TIFF")).unique().tolist() == [255]
     for value in (np.int32(1 << 20), np.int32(-1), np.float32(0.5)):
         scan = encoded(Image.fromarray(np.full((16, 16), value)), "TIFF")
         with pytest.raises(ValueError, match="scan.tif.*range of the values is unknown"):
-            data.read_image(scan, name="scan.tif")
+            datasets.read_image(scan, name="scan.tif")
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(3, (15, 31)), (6, (0, 15)), (8, (31, 0))])
@@ -169,14 +170,14 @@ def test_exif_rotation_is_applied(orientation, corner):
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    x = data.read_image(encoded(image, exif=exif))
+    x = datasets.read_image(encoded(image, exif=exif))
     assert x.shape == ((3, 16, 32) if orientation == 3 else (3, 32, 16))
     assert x[:, corner[0], corner[1]].tolist() == [255, 0, 0]
 
 
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (16, 16), c) for c in ("red", "blue")]
-    x = data.read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    x = datasets.read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert x[:, 0, 0].tolist() == [255, 0, 0]
 
 
@@ -201,7 +202,7 @@ def test_bad_images_are_refused_by_name(content, message, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=f"bad one.png: .*({message})"):
-            data.read_image(path, 16)
+            datasets.read_image(path, 16)
 
 
 # ---------------------------------------------------------------- datasets
@@ -221,22 +222,22 @@ def test_folder_and_zip_agree(tmp_path):
         [(p.relative_to(folder).as_posix(), p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()],
     )
     for path in (folder, str(zipped)):
-        ds = data.ImageDataset(path, 16)
+        ds = datasets.ImageDataset(path, 16)
         assert len(ds) == 3 and ds.names == ["a.png", "b/2.PNG", "c.webp"]
         assert [row["age"] for row in ds.labels] == ["1", "0", "2"]
         assert ds[0].shape == (3, 16, 16) and ds[0].dtype == torch.uint8
-        assert torch.equal(ds[-1], ds[2]) and data.ImageDataset(path)[0].shape == (3, 20, 40)
+        assert torch.equal(ds[-1], ds[2]) and datasets.ImageDataset(path)[0].shape == (3, 20, 40)
         assert torch.equal(ds.tensor(progress=False), torch.stack(list(ds)))
         assert torch.equal(ds.tensor([2, 0], progress=False), torch.stack([ds[2], ds[0]]))
         assert torch.equal(pickle.loads(pickle.dumps(ds))[1], ds[1])
         with pytest.raises(IndexError):
             ds[3]
-    assert data.pixel_hash(data.ImageDataset(folder)) == data.pixel_hash(data.ImageDataset(zipped))
+    assert datasets.pixel_hash(datasets.ImageDataset(folder)) == datasets.pixel_hash(datasets.ImageDataset(zipped))
 
 
 def test_zip_is_reopened_in_a_forked_process(tmp_path):
     entries = [(f"{i}.png", encoded(picture(seed=i))) for i in range(8)]
-    ds = data.ImageDataset(make_zip(tmp_path / "x.zip", entries))
+    ds = datasets.ImageDataset(make_zip(tmp_path / "x.zip", entries))
     want = ds.tensor(progress=False)
     for x in (b for _ in range(2) for b in torch.utils.data.DataLoader(ds, batch_size=8, num_workers=2)):
         assert torch.equal(x, want)
@@ -244,18 +245,18 @@ def test_zip_is_reopened_in_a_forked_process(tmp_path):
 
 def test_missing_empty_and_corrupt_datasets(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing_here does not exist"):
-        data.ImageDataset(tmp_path / "nothing_here")
+        datasets.ImageDataset(tmp_path / "nothing_here")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match="no images in .*empty.*[*].png"):
-        data.ImageDataset(empty)
+        datasets.ImageDataset(empty)
     with pytest.raises(ValueError, match="no images in .*empty.zip"):
-        data.ImageDataset(make_zip(tmp_path / "empty.zip", []))
+        datasets.ImageDataset(make_zip(tmp_path / "empty.zip", []))
     whole = make_zip(tmp_path / "whole.zip", [("a.png", encoded(picture()))]).read_bytes()
     for content in (b"", b"not a zip", whole[:-30]):
         (tmp_path / "broken.zip").write_bytes(content)
         with pytest.raises(ValueError, match="broken.zip is no folder and no readable zip"):
-            data.ImageDataset(tmp_path / "broken.zip")
+            datasets.ImageDataset(tmp_path / "broken.zip")
 
 
 def test_labels_must_fit(tmp_path):
@@ -268,7 +269,7 @@ def test_labels_must_fit(tmp_path):
     ):
         path = make_zip(tmp_path / "x.zip", [("a.png", image), ("labels.csv", table)])
         with pytest.raises(ValueError, match=f"labels.csv: .*{message}"):
-            data.ImageDataset(path)
+            datasets.ImageDataset(path)
 
 
 def test_odd_names_in_a_zip_stay_in_memory(tmp_path):
@@ -277,7 +278,7 @@ def test_odd_names_in_a_zip_stay_in_memory(tmp_path):
         tmp_path / "odd.zip",
         [(n, encoded(picture())) for n in names] + [("__MACOSX/._con.png", b"junk"), ("dir.png/", b"")],
     )
-    ds = data.ImageDataset(path, 16)
+    ds = datasets.ImageDataset(path, 16)
     assert ds.names == sorted(names) and len(ds.tensor(progress=False)) == 5
     assert [p.name for p in tmp_path.rglob("*")] == ["odd.zip"]
 
@@ -295,7 +296,7 @@ def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
     content = bytearray(path.read_bytes())
     content[content.index(encoded(picture(seed=4))) + 1000] ^= 255  # the checksum no longer fits
     path.write_bytes(content)
-    ds = data.ImageDataset(path)
+    ds = datasets.ImageDataset(path)
     ds._files["5.png"].flag_bits |= 1  # marked as encrypted
     with pytest.raises(ValueError, match="4 of 6 .*0.png.*2.png.*4.png.*unpacked.*5.png.*encrypted.*skip"):
         ds.tensor(progress=False)
@@ -308,7 +309,7 @@ def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
     assert len(ds.tensor([1, 3], progress=False)) == 2 and not ds.bad
     with pytest.raises(ValueError, match="1 of 1 images"):  # nothing is left
         ds.tensor([0], progress=False, skip_bad=True)
-    monkeypatch.setattr(data, "MAX_BYTES", 1000)
+    monkeypatch.setattr(datasets, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="3.png: unpacks to .* at most 1000"):
         ds[3]
 
@@ -316,13 +317,13 @@ def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
 def test_images_of_several_sizes_need_a_resolution(tmp_path):
     path = make_zip(tmp_path / "x.zip", [(f"{s}.png", encoded(picture(s, s))) for s in (16, 24)])
     with pytest.raises(ValueError, match="24.png: 24 x 24 pixels, others have 16 x 16; give .* resolution"):
-        data.ImageDataset(path).tensor(progress=False)
-    assert data.ImageDataset(path, 16).tensor(progress=False).shape == (2, 3, 16, 16)
+        datasets.ImageDataset(path).tensor(progress=False)
+    assert datasets.ImageDataset(path, 16).tensor(progress=False).shape == (2, 3, 16, 16)
 
 
 def test_works_without_tqdm(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    ds = data.ImageDataset(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
+    ds = datasets.ImageDataset(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
     assert ds.tensor().shape == (1, 3, 32, 32)
 
 
@@ -330,11 +331,11 @@ def test_pixel_hash_sees_every_pixel_and_the_order():
     x = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     y = x.clone()
     y[2, 2, 7, 7] ^= 1
-    assert data.pixel_hash(x) == data.pixel_hash(list(x))
-    assert data.pixel_hash(x) == data.pixel_hash(x.to(memory_format=torch.channels_last))
-    assert len({data.pixel_hash(t) for t in (x, y, x.flip(0))}) == 3
+    assert datasets.pixel_hash(x) == datasets.pixel_hash(list(x))
+    assert datasets.pixel_hash(x) == datasets.pixel_hash(x.to(memory_format=torch.channels_last))
+    assert len({datasets.pixel_hash(t) for t in (x, y, x.flip(0))}) == 3
     with pytest.raises(TypeError, match="float32"):
-        data.pixel_hash(x.float())
+        datasets.pixel_hash(x.float())
 
 
 # ---------------------------------------------------------------- avatars
@@ -354,8 +355,8 @@ def test_no_test_image_or_true_result_has_the_colours_of_a_training_image():
     def colours(rows):
         return {tuple(r[k] for k in avatars.COLOURS) for r in rows}
 
-    train = colours(data.avatar_rows("train", count=3000))
-    other = [r for part in ("test", "blending", "editing") for r in data.avatar_rows(part)]
+    train = colours(sets.avatar_rows("train", count=3000))
+    other = [r for part in ("test", "blending", "editing") for r in sets.avatar_rows(part)]
     assert len(other) == 1000 + 3 * 200 + 6 * 202 and not train & colours(other)
     for i, a in enumerate(avatars.COLOURS):  # but every pair of colours is on both sides
         for j, b in enumerate(avatars.COLOURS):
@@ -376,11 +377,11 @@ def test_ground_truth_is_what_it_says():
 
 
 def test_rows_name_every_file_once():
-    for part in data.COUNTS:
-        rows = data.avatar_rows(part, count=5)
+    for part in sets.COUNTS:
+        rows = sets.avatar_rows(part, count=5)
         assert len({r["file"] for r in rows}) == len(rows) == {"blending": 15, "editing": 72}.get(part, 5)
     with pytest.raises(ValueError, match="got 'val', expected one of"):
-        data.avatar_rows("val")
+        sets.avatar_rows("val")
 
 
 def test_unknown_attributes_are_refused():
@@ -399,7 +400,7 @@ def test_a_missing_renderer_says_what_to_install(monkeypatch):
 def test_rendered_pixels_are_pinned(renderer):
     images = [avatars.render(avatars.sample(0, "test", i)) for i in range(3)]
     assert images[0].shape == (3, 64, 64) and images[0].dtype == torch.uint8
-    assert data.pixel_hash(images) == PINNED_PIXELS
+    assert datasets.pixel_hash(images) == PINNED_PIXELS
     assert avatars.render(avatars.sample(0, "test", 0), 32).shape == (3, 32, 32)
 
 
@@ -407,29 +408,29 @@ def test_the_shipped_test_set_is_what_is_rendered(renderer):
     path = ROOT / "data/avatars-64/test.zip"
     if not path.exists():
         pytest.skip("data/avatars-64/test.zip is not pulled (dvc pull)")
-    ds = data.ImageDataset(path)
-    assert ds.labels == data.avatar_rows("test")
+    ds = datasets.ImageDataset(path)
+    assert ds.labels == sets.avatar_rows("test")
     again = (avatars.render(row, ds[0].shape[-1]) for row in ds.labels[::250])
-    assert data.pixel_hash(again) == data.pixel_hash(ds[i] for i in range(0, len(ds), 250))
+    assert datasets.pixel_hash(again) == datasets.pixel_hash(ds[i] for i in range(0, len(ds), 250))
 
 
 def test_write_and_read_back(renderer, tmp_path):
-    data.write_avatars(tmp_path / "sub/editing.zip", "editing", resolution=16, count=1, progress=False)
-    data.write_avatars(tmp_path / "again.zip", "editing", resolution=16, count=1, workers=1, progress=False)
+    sets.write_avatars(tmp_path / "sub/editing.zip", "editing", resolution=16, count=1, progress=False)
+    sets.write_avatars(tmp_path / "again.zip", "editing", resolution=16, count=1, workers=1, progress=False)
     assert (tmp_path / "sub/editing.zip").read_bytes() == (tmp_path / "again.zip").read_bytes()
-    sets = data.editing_set(tmp_path / "again.zip")
-    assert set(sets) == set(avatars.EDITS)
-    for parts in sets.values():
+    edits = sets.editing_set(tmp_path / "again.zip")
+    assert set(edits) == set(avatars.EDITS)
+    for parts in edits.values():
         assert set(parts) == {"before", "after", "targets", "truths"}
         assert all(x.shape == (1, 3, 16, 16) for x in parts.values())
         assert not torch.equal(parts["before"], parts["after"])
-    data.write_avatars(tmp_path / "blending.zip", "blending", resolution=16, count=2, progress=False)
-    triples = data.blending_set(tmp_path / "blending.zip")
+    sets.write_avatars(tmp_path / "blending.zip", "blending", resolution=16, count=2, progress=False)
+    triples = sets.blending_set(tmp_path / "blending.zip")
     assert list(triples) == ["a", "b", "truth"] and all(x.shape == (2, 3, 16, 16) for x in triples.values())
     (a, b, truth), *_ = avatars.blending_attributes(0, 1)
     assert torch.equal(triples["truth"][0], avatars.render(truth, 16))
     with pytest.raises(ValueError, match="no ground truth"):
-        data.blending_set(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
+        sets.blending_set(make_zip(tmp_path / "x.zip", [("a.png", encoded(picture()))]))
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
@@ -439,7 +440,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
 
     (tmp_path / "x.zip").write_bytes(b"the old one")
     with pytest.raises(OSError, match="No space left"):
-        data.write_zip(tmp_path / "x.zip", broken(), [{"file": "a.webp"}])
+        sets.write_zip(tmp_path / "x.zip", broken(), [{"file": "a.webp"}])
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.zip", b"the old one")]
 
 
@@ -462,18 +463,18 @@ def test_command_line(renderer, tmp_path, monkeypatch, capsys):
         "1",
     ]
     monkeypatch.setattr("sys.argv", argv)
-    data.main()
+    sets.main()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "blending.zip",
         "editing.zip",
         "test.zip",
         "train.zip",
     ]
-    assert len(data.ImageDataset(tmp_path / "out/train.zip")) == 3
+    assert len(datasets.ImageDataset(tmp_path / "out/train.zip")) == 3
     assert "train.zip: 0.0 MB" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["data", "--help"])
     with pytest.raises(SystemExit):
-        data.main()
+        sets.main()
     assert "--resolution" in capsys.readouterr().out
 
 
@@ -488,12 +489,12 @@ def test_photographs_are_split_with_their_labels(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", f"data --photos {folder} --test 2 --resolution 16 --out {out}".split())
     with pytest.warns(UserWarning, match=r"a/1\.png"):
-        data.main()
-    train, test = (data.ImageDataset(out / f"{part}.zip") for part in ("train", "test"))
+        sets.main()
+    train, test = (datasets.ImageDataset(out / f"{part}.zip") for part in ("train", "test"))
     assert train.names == ["2.webp", "3.webp", "4.webp"] and [row["age"] for row in train.labels] == ["2", "3", "4"]
     assert test.names == ["a/0.webp"] and test.labels == [{"file": "a/0.webp", "age": "0"}]
     assert torch.equal(train[1], torch.tensor([150, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
-    triples, edits = data.blending_set(out / "blending.zip"), data.editing_set(out / "editing.zip")
+    triples, edits = sets.blending_set(out / "blending.zip"), sets.editing_set(out / "editing.zip")
     assert torch.equal(triples["a"][0], test[0]) and {x.shape for x in triples.values()} == {(1, 3, 16, 16)}
     for e in edits.values():
         changed = (e["before"] != e["after"]).any(dim=1)
@@ -502,4 +503,4 @@ def test_photographs_are_split_with_their_labels(tmp_path, monkeypatch, capsys):
     assert sorted(edits) == ["clothes", "facial_hair", "glasses", "hair", "hat", "mouth"]
     monkeypatch.setattr("sys.argv", f"data --photos {folder} --test 5 --out {out}".split())
     with pytest.raises(SystemExit, match="test: expected 1 to 4 of the 5 photographs, got 5"):
-        data.main()
+        sets.main()

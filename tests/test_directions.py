@@ -6,7 +6,7 @@ import torch
 from sklearn.svm import SVC
 
 from padinv import Code
-from padinv.directions import (
+from padinv.inversion.directions import (
     balanced_accuracy,
     linear_svm,
     move,

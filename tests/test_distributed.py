@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from padinv import load_encoder
-from padinv.checkpoints import save_generator
-from padinv.generator import Generator, GeneratorConfig
+from padinv.files.checkpoints import save_generator
+from padinv.model.generator import Generator, GeneratorConfig
 
 SETTINGS = {
     "images": 48, "batch": 8, "lr": 1e-3, "log_every": 1, "adversarial": 0.1, "r1_every": 2, "lpips": 0.0,

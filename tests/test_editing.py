@@ -5,8 +5,8 @@ import torch
 
 import padinv
 from padinv import Code, Edit, Padding, analogy, blend, customize
-from padinv.editing import by_region, mean_rows, region_rows
-from padinv.losses import lpips
+from padinv.inversion.editing import by_region, mean_rows, region_rows
+from padinv.measure.lpips import lpips
 
 
 def equal(a: Code, b: Code) -> bool:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import reference
-from padinv.checkpoints import encoder_from_padinv_official, load_encoder, save_encoder
-from padinv.codes import Code, Padding
-from padinv.encoder import Encoder, EncoderConfig
-from padinv.generator import Generator
+from padinv.files.checkpoints import encoder_from_padinv_official, load_encoder, save_encoder
+from padinv.model.codes import Code, Padding
+from padinv.model.encoder import Encoder, EncoderConfig
+from padinv.model.generator import Generator
 from padinv.ops import take_ring
 
 SMALL = {

@@ -15,19 +15,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from padinv import foreign
-from padinv.checkpoints import (
+from padinv.files import foreign
+from padinv.files.checkpoints import (
     export_generator,
     generator_from_state,
     load_encoder,
     load_generator,
-    load_tensors,
     save_generator,
 )
-from padinv.codes import Code
-from padinv.generator import Generator, GeneratorConfig, ModulatedConv
+from padinv.files.pickles import read_pickle
+from padinv.model.codes import Code
+from padinv.model.generator import Generator, GeneratorConfig, ModulatedConv
+from padinv.model.tensors import load_tensors
 from padinv.ops import fir_filter, upfirdn2d
-from padinv.pickles import read_pickle
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = {
@@ -542,7 +542,7 @@ def test_pickles_inside_tensors_are_not_executed(target, tmp_path):
 @pytest.mark.parametrize("name", [
     "os.system", "posix.system", "builtins.eval", "builtins.exec", "builtins.getattr", "builtins.__import__",
     "subprocess.Popen", "torch.load", "torch.hub.load", "torch.storage._load_from_bytes.__globals__", "numpy.load",
-    "dnnlib.util.open_url", "dnnlib.tflib.network.Network.__init__", "padinv.pickles.Record", "runpy._run_code",
+    "dnnlib.util.open_url", "dnnlib.tflib.network.Network.__init__", "padinv.files.pickles.Record", "runpy._run_code",
 ])  # fmt: skip
 @pytest.mark.parametrize("stacked", [True, False])
 def test_names_that_no_network_needs(name, stacked, tmp_path):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import reference
-from padinv.codes import Code, Padding
-from padinv.generator import Generator, GeneratorConfig
+from padinv.model.codes import Code, Padding
+from padinv.model.generator import Generator, GeneratorConfig
 from padinv.ops import bias_act, pad_ring
 
 ATOL = 1e-4  # float32 on a CPU, by the acceptance criterion of every fixture

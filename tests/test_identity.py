@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from padinv.identity import ArcFace, arcface, similarity
+from padinv.measure.identity import ArcFace, arcface, similarity
 
 UNITS = [(i, width, 2 if j == 0 else 1) for i, (width, j) in enumerate(
     (width, j) for width, depth in ((64, 3), (128, 4), (256, 14), (512, 3)) for j in range(depth))]  # fmt: skip

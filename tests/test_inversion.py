@@ -5,8 +5,8 @@ import torch
 
 import padinv
 from padinv import Code, Encoder, Generator, GeneratorConfig
-from padinv.inversion import project, ramp, tune
-from padinv.losses import lpips
+from padinv.inversion.optimise import project, ramp, tune
+from padinv.measure.lpips import lpips
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,11 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from padinv import metrics
-from padinv.losses import lpips, vgg_features
-from padinv.metrics import (
-    compare,
-    frechet_distance,
-    frechet_features,
-    protocol,
-    summarise,
-    timing,
-    write_json,
-    write_table,
-)
+from padinv.measure import metrics
+from padinv.measure.lpips import lpips, vgg_features
+from padinv.measure.metrics import compare, frechet_distance, frechet_features, summarise
+from padinv.model.tensors import write_json
+from study.tables import protocol, timing, write_table
 
 torch.manual_seed(0)
 Y = torch.rand(3, 3, 64, 64) * 1.6 - 0.8

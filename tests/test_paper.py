@@ -20,17 +20,9 @@ import torch
 import yaml
 from PIL import Image
 
-from padinv import (
-    Encoder,
-    EncoderConfig,
-    Generator,
-    GeneratorConfig,
-    export_generator,
-    load_encoder,
-    load_generator,
-    metrics,
-)
-from padinv.data import ImageDataset, read_image
+from padinv import Encoder, EncoderConfig, Generator, GeneratorConfig, export_generator, load_encoder, load_generator
+from padinv.images.datasets import ImageDataset, read_image
+from padinv.measure import metrics
 from tools import notebook
 
 ROOT = Path(__file__).resolve().parents[1]

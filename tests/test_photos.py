@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from padinv import Code, Encoder, Generator, GeneratorConfig, photos
+from padinv import Code, Encoder, Generator, GeneratorConfig
 from padinv.__main__ import main
-from padinv.checkpoints import save_encoder, save_generator
-from padinv.data import read_image, to_float
-from padinv.identity import ArcFace
-from padinv.photos import Photos, align, crop, detect, paste, safe_name
+from padinv.files.checkpoints import save_encoder, save_generator
+from padinv.images.datasets import read_image, to_float
+from padinv.measure.identity import ArcFace
+from padinv.photos import faces, folder
+from padinv.photos.faces import align, crop, detect, paste
+from padinv.photos.folder import Photos, safe_name
 
 PORTRAIT = Path(__file__).parent / "fixtures" / "photos" / "astronaut.jpg"
 UPRIGHT = torch.tensor([[40.0, 50], [60, 50], [50, 62], [42, 70], [58, 70]])  # eyes 20 apart, mouth 20 below
@@ -68,7 +70,7 @@ def test_a_turned_and_moved_face_has_a_turned_and_moved_square():
 
 
 def test_the_tight_template_is_a_part_of_the_square():
-    scale, down = photos.TEMPLATES["tight"]
+    scale, down = faces.TEMPLATES["tight"]
     expected = torch.tensor([[40 * scale, 0, 50], [0, 40 * scale, 52 + 40 * down]])
     torch.testing.assert_close(align(UPRIGHT, "tight"), expected)
     with pytest.raises(ValueError, match="template.*'close'"):
@@ -170,12 +172,12 @@ def test_large_photographs_are_searched_at_a_lower_resolution(portrait):
 
 
 def test_without_the_detector_the_fix_is_named(monkeypatch, networks, tmp_path):
-    photos.detector.cache_clear()
+    faces.detector.cache_clear()
     monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
     with pytest.raises(SystemExit, match="pip install .facenet-pytorch.*--aligned"):
         main(["invert", str(PORTRAIT), *networks, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
-    photos.detector.cache_clear()
+    faces.detector.cache_clear()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_compiled_steps_give_the_same(run, tmp_path, monkeypatch):
 
 def test_metrics_and_codes_are_those_of_the_library(run, networks, tmp_path):
     import padinv
-    from padinv.metrics import compare
+    from padinv.measure.metrics import compare
 
     for i in range(5):
         write(tmp_path / "in" / f"{i}.png", noise(32, 32, seed=i))
@@ -287,7 +289,7 @@ def test_metrics_and_codes_are_those_of_the_library(run, networks, tmp_path):
 
 def test_likeness_with_arcface(run, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(photos, "arcface", lambda path, device, box: ArcFace(box).eval())
+    monkeypatch.setattr(folder, "arcface", lambda path, device, box: ArcFace(box).eval())
     weights = tmp_path / "weights.pth"
     weights.write_text("any")
     _, report = run(write(tmp_path / "a.png", noise(32, 32)), "--aligned", "--identity", weights)

@@ -12,15 +12,23 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 import padinv
+import padinv.training.encoder as encoder_training
 from padinv import load_encoder, load_generator
-from padinv import training as T
-from padinv.checkpoints import read_metadata, save_generator
-from padinv.discriminator import FeatureDiscriminator
-from padinv.generator import Generator, GeneratorConfig
+from padinv.files.checkpoints import save_generator
+from padinv.images.datasets import ImageDataset, to_float
+from padinv.model.generator import Generator, GeneratorConfig
+from padinv.model.tensors import read_metadata
 from padinv.ops import upfirdn2d
+from padinv.training.__main__ import main
+from padinv.training.discriminators import FeatureDiscriminator
+from padinv.training.encoder import EncoderTraining, train_encoder
+from padinv.training.generator import GeneratorTraining, train_generator
+from padinv.training.loop import Batches, Stop, step_seed
+from padinv.training.views import views
 
 TINY = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8, "resolution": 16,
         "batch": 4, "log_every": 1, "r1_every": 3, "ema_images": 16.0}  # fmt: skip
@@ -56,8 +64,8 @@ def same(a, b):
 
 
 def train(data, folder, images, name="g", **settings):
-    config = T.GeneratorTraining(**(TINY | settings), images=images)
-    return T.train_generator(data, str(folder / f"{name}.safetensors"), config, str(folder / name))
+    config = GeneratorTraining(**(TINY | settings), images=images)
+    return train_generator(data, str(folder / f"{name}.safetensors"), config, str(folder / name))
 
 
 def test_unbroken_and_resumed_runs_end_in_the_same_weights(data, tmp_path):
@@ -118,7 +126,7 @@ def test_not_a_number_stops_with_the_last_good_state(data, tmp_path):
     broken = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
     broken["networks"][0]["blocks.0.to_rgb.weight"].fill_(float("nan"))
     torch.save(broken, tmp_path / "g" / "state.pt")
-    with pytest.raises(T.Stop, match="not finite at step 2"):
+    with pytest.raises(Stop, match="not finite at step 2"):
         train(data, tmp_path, 16)
     (tmp_path / "g" / "state.pt").write_bytes(state)
     train(data, tmp_path, 16)
@@ -164,9 +172,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
     images = 4 * (step + 2)
     assert step > 0
     assert how == signal.SIGKILL or not list((tmp_path / "cli").glob(".*.tmp"))
-    config = T.GeneratorTraining(**TINY, images=images, save_every=0.1)
-    T.train_generator(data, str(tmp_path / "resumed.safetensors"), config, str(tmp_path / "cli"))
-    T.train_generator(data, str(tmp_path / "whole.safetensors"), config, str(tmp_path / "whole"))
+    config = GeneratorTraining(**TINY, images=images, save_every=0.1)
+    train_generator(data, str(tmp_path / "resumed.safetensors"), config, str(tmp_path / "cli"))
+    train_generator(data, str(tmp_path / "whole.safetensors"), config, str(tmp_path / "whole"))
     resumed, whole = weights(tmp_path / "resumed.safetensors"), weights(tmp_path / "whole.safetensors")
     # The killed process ran on one thread: sums may round differently there.
     assert all(torch.allclose(resumed[k], whole[k], atol=1e-2) for k in whole)
@@ -175,11 +183,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
 def test_command_line_errors_name_the_setting(data, tmp_path):
     for overrides, message in ((["speed=3"], "unknown training settings \\['speed'\\]"), (["lr"], "key=value")):
         with pytest.raises(SystemExit, match=message):
-            T.main(command(data, tmp_path, *overrides)[3:])
+            main(command(data, tmp_path, *overrides)[3:])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(SystemExit, match="no images"):
-        T.main(command(str(empty), tmp_path)[3:])
+        main(command(str(empty), tmp_path)[3:])
 
 
 def test_every_image_is_shown_once_an_epoch(tmp_path):
@@ -187,10 +195,10 @@ def test_every_image_is_shown_once_an_epoch(tmp_path):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
     shown = {}
     for workers in (0, 2):  # held in memory, or decoded as they are needed
-        config = T.GeneratorTraining(batch=4, workers=workers, mirror=False)
-        batches = T.Batches(str(tmp_path), 8, config, T.Accelerator(cpu=True))
+        config = GeneratorTraining(batch=4, workers=workers, mirror=False)
+        batches = Batches(str(tmp_path), 8, config, Accelerator(cpu=True))
         shown[workers] = torch.cat([batches[i] for i in range(6)])[:, 0, 0, 0]  # 4 epochs
-        again = T.Batches(str(tmp_path), 8, config, T.Accelerator(cpu=True))
+        again = Batches(str(tmp_path), 8, config, Accelerator(cpu=True))
         assert torch.equal(again[4][:, 0, 0, 0], shown[workers][16:20])  # as after a resume
     assert torch.equal(shown[0], shown[2])
     values = ((shown[0] + 1) * 127.5).round().int().view(4, 6)
@@ -208,7 +216,7 @@ def test_a_broken_image_stops_training_by_name(data, tmp_path):
 
 
 def test_step_seeds_differ():
-    seeds = {T.step_seed(seed, step, process) for seed in range(5) for step in range(200) for process in range(4)}
+    seeds = {step_seed(seed, step, process) for seed in range(5) for step in range(200) for process in range(4)}
     assert len(seeds) == 4000
 
 
@@ -218,9 +226,9 @@ def test_step_seeds_differ():
 
 def train_e(data, generator, folder, images, name="e", encoder=None, **settings):
     settings = {"batch": 4, "log_every": 1, "lr": 2e-3, "lpips": 0.0} | settings
-    config = T.EncoderTraining(**settings, images=images, encoder=SMALL_ENCODER | (encoder or {}))
+    config = EncoderTraining(**settings, images=images, encoder=SMALL_ENCODER | (encoder or {}))
     out = folder / f"{name}.safetensors"
-    T.train_encoder(data, generator, str(out), config, str(folder / name))
+    train_encoder(data, generator, str(out), config, str(folder / name))
     history = folder / name / "history.json"  # written with each sample grid
     return load_encoder(out), json.loads(history.read_text()) if history.exists() else None
 
@@ -255,7 +263,9 @@ def test_identity_needs_weights_and_then_is_a_loss(data, generator, tmp_path, mo
     with pytest.raises(ValueError, match="identity: .*model_ir_se50.pth"):
         train_e(data, generator, tmp_path, 8, "none", identity=0.1)
     likeness = torch.nn.CosineSimilarity()  # of pixels, in the place of a slow network
-    monkeypatch.setattr(T, "arcface", lambda path, device, box: lambda y, x: 1 - likeness(y.flatten(1), x.flatten(1)))
+    monkeypatch.setattr(
+        encoder_training, "arcface", lambda path, device, box: lambda y, x: 1 - likeness(y.flatten(1), x.flatten(1))
+    )
     (tmp_path / "weights.pth").write_text("any")
     settings = {"mse": 0.0, "w_norm": 0.0, "identity": 1.0, "identity_weights": str(tmp_path / "weights.pth")}
     _, history = train_e(data, generator, tmp_path, 40, **settings, grid_every=40)
@@ -268,7 +278,7 @@ def test_views_are_of_the_same_image():
     x = torch.rand(64, 3, 32, 32) * 2 - 1
     x[:, :, :, 16:] = x[:, :, :, 16:] * 0.2  # busy on the left, calm on the right
     before = x.clone()
-    colours, warped = T.views(x)
+    colours, warped = views(x)
     assert torch.equal(x, before) and colours.shape == warped.shape == x.shape
     assert max(colours.abs().max(), warped.abs().max()) <= 1
     assert (colours.mean(dim=(2, 3)) - x.mean(dim=(2, 3))).abs().mean() > 0.05, "colours change"
@@ -281,9 +291,9 @@ def test_views_are_of_the_same_image():
 def test_swapping_goes_on_from_an_encoder_and_resumes(data, generator, tmp_path):
     def go_on(name, images, init=tmp_path / "e.safetensors", **settings):
         encoder = SMALL_ENCODER | settings.pop("encoder", {})
-        config = T.EncoderTraining(batch=4, lr=3e-3, log_every=1, images=images, swap=1.0, encoder=encoder, **settings)
+        config = EncoderTraining(batch=4, lr=3e-3, log_every=1, images=images, swap=1.0, encoder=encoder, **settings)
         arguments = (str(tmp_path / f"{name}.safetensors"), config, str(tmp_path / name))
-        return T.train_encoder(data, generator, *arguments, init=init and str(init))
+        return train_encoder(data, generator, *arguments, init=init and str(init))
 
     train_e(data, generator, tmp_path, 16)
     start = load_encoder(tmp_path / "e.safetensors").state_dict()
@@ -330,14 +340,14 @@ def test_a_residual_encoder_learns_what_its_base_left_and_resumes(data, generato
     base = str(tmp_path / "base.safetensors")
 
     def train(images, name):
-        config = T.EncoderTraining(batch=4, log_every=1, lr=2e-3, lpips=0.0, w_norm=0.0, images=images, passes=2)
-        return T.train_encoder(data, generator, str(tmp_path / f"{name}.safetensors"), config, str(tmp_path / name),
+        config = EncoderTraining(batch=4, log_every=1, lr=2e-3, lpips=0.0, w_norm=0.0, images=images, passes=2)
+        return train_encoder(data, generator, str(tmp_path / f"{name}.safetensors"), config, str(tmp_path / name),
                                base=base)  # fmt: skip
 
     E = train(120, "whole")
     train(40, "parts")
     assert same(E.state_dict(), train(120, "parts").state_dict())
-    x, G = T.to_float(T.ImageDataset(data).tensor(progress=False)), load_generator(generator)
+    x, G = to_float(ImageDataset(data).tensor(progress=False)), load_generator(generator)
     first = load_encoder(base)
     before = padinv.invert(x, first, G)
     after = padinv.invert(x, first, G, residual=E.eval(), passes=3)

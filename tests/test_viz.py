@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from padinv.data import to_float, to_uint8
-from padinv.viz import FIGURE_BYTES, animate, read_grid, save_grid
+from padinv.images.datasets import to_float, to_uint8
+from padinv.images.viz import FIGURE_BYTES, animate, read_grid, save_grid
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import json
 
 from tqdm import tqdm
 
-from padinv.checkpoints import read_metadata
-from padinv.data import ImageDataset, encode_webp, write_zip
+from padinv.images.datasets import ImageDataset
+from padinv.model.tensors import read_metadata
+from study.sets import encode_webp, write_zip
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("source", help="folder, zip or LMDB of images")

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from padinv.codes import Code
-from padinv.generator import Generator
+from padinv.model.codes import Code
+from padinv.model.generator import Generator
 
 
 def move(code: Code, direction: Code, strength: float | Tensor = 1.0, layers: Iterable[int] | None = None) -> Code:

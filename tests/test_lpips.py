@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from padinv import losses
-from padinv.losses import ArrayUnpickler, export_lpips, lpips, read_backbone, vgg_features
+import padinv.measure.lpips as losses
+from padinv.measure.lpips import ArrayUnpickler, export_lpips, lpips, read_backbone, vgg_features
 
 torch.manual_seed(0)
 Y = torch.rand(2, 3, 48, 64) * 2 - 1

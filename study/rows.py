@@ -1,6 +1,6 @@
 """One row of the inversion table: a method of params.yaml, measured on test images.
 
-    python -m padinv.baselines padinv+100 --data data/avatars-64/test.zip --checkpoints checkpoints/avatars-64 --out .
+    python -m study.rows padinv+100 --data data/avatars-64/test.zip --checkpoints checkpoints/avatars-64 --out .
 
 A method is a few settings over shared parts: what starts (an encoder, or a search from w_avg in a space), what goes on
 (a residual encoder, gradient steps), and whether the generator is tuned at the end.
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from padinv import metrics
-from padinv.checkpoints import file_hash, load_encoder, load_generator
-from padinv.codes import Code
-from padinv.data import ImageDataset, to_float
-from padinv.generator import Generator
-from padinv.inversion import invert, project, tune
-from padinv.viz import save_grid
+from padinv.files.checkpoints import load_encoder, load_generator
+from padinv.images.datasets import ImageDataset, to_float
+from padinv.images.viz import save_grid
+from padinv.inversion.optimise import invert, project, tune
+from padinv.measure import metrics
+from padinv.model.codes import Code
+from padinv.model.generator import Generator
+from padinv.model.tensors import file_hash, write_json
+from study import tables
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,16 @@ def measure(name: str, method: Method, settings: dict, data: str, folder: str, o
     row["style_distance"] = round(metrics.style_distance(code.w, G)[: settings["n_common"]].mean().item(), 4)
     row |= editability(run, G, settings["n_native"])
     paths = {key: folder / f"{key}.safetensors" for key in ("generator", method.encoder, method.residual) if key}
-    head = metrics.protocol(len(x), G.resolution, label, device, {key: file_hash(path) for key, path in paths.items()})
-    metrics.write_json(Path(out) / f"{name}.json", {"protocol": head, "row": row})
+    head = tables.protocol(len(x), G.resolution, label, device, {key: file_hash(path) for key, path in paths.items()})
+    write_json(Path(out) / f"{name}.json", {"protocol": head, "row": row})
     save_grid(y[: settings["n_show"]].cpu(), Path(out) / f"{name}.png", columns=settings["n_show"])
     if timing:
-        seconds = {"seconds_per_image": round(seconds, 6), "device": metrics.device_name(device), "n_images": len(x)}
-        metrics.write_json(Path(timing) / f"{name}.json", {"method": name, "precision": "float32", **seconds})
+        seconds = {"seconds_per_image": round(seconds, 6), "device": tables.device_name(device), "n_images": len(x)}
+        write_json(Path(timing) / f"{name}.json", {"method": name, "precision": "float32", **seconds})
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="padinv.baselines", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="study.rows", description=__doc__.split("\n\n")[0])
     parser.add_argument("method", help="entry of the section rows of params.yaml")
     parser.add_argument("--data", required=True, help="folder or zip of test images")
     parser.add_argument("--checkpoints", required=True, help="folder of generator.safetensors and the encoders")
@@ -156,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         method = Method(**params["rows"][args.method])
         measure(args.method, method, params["table"], args.data, args.checkpoints, args.out, args.timing)
     except (TypeError, ValueError, OSError) as error:
-        sys.exit(f"padinv.baselines: {error}")
+        sys.exit(f"study.rows: {error}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,19 @@
-"""The one measuring protocol: distances per image, the Fréchet distance, seconds, and the files they go to.
+"""The one measuring protocol: distances per image, the Fréchet distance, editability.
 
-A number is only worth the protocol beside it (network, version, resize, N, checkpoint), so `protocol` and the
-label of `frechet_features` belong in every file. Files are byte-stable: timings live in files of their own.
+A number is only worth the protocol beside it (network, version, resize, N, checkpoint): the label of
+`frechet_features` belongs in every file.
 """
 
-import csv
-import io
-import json
-import platform
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padinv.generator import Generator
-from padinv.losses import MIN_SIZE, check_images, lpips, network_timeout, vgg_features
+from padinv.measure.lpips import MIN_SIZE, check_images, lpips, network_timeout, vgg_features
+from padinv.model.generator import Generator
 
 REFERENCE_LIMIT = 1.5  # largest magnitude accepted in a reference: resampling overshoots a little
 OUTPUT_LIMIT = 8.0  # and in an image that a generator made, where single pixels overshoot far
@@ -28,7 +21,7 @@ MS_SSIM_SIZE = 176  # pixels: after four halvings torchmetrics' window of 11 mus
 FRECHET_SIZE = 256  # pixels: larger images are reduced to this for VGG16's features
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Distances per image
 
 
@@ -82,7 +75,7 @@ def summarise(values: dict[str, Tensor]) -> dict[str, float]:
     return {name: round(value.double().mean().item(), 6) for name, value in values.items()}
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Fréchet distance
 
 
@@ -96,7 +89,7 @@ def frechet_features(images: Tensor, network: str = "auto") -> tuple[Tensor, str
         images: float [N, 3, H, W] in [-1, 1], at least 32 pixels a side; overshoot is clamped.
         network: "inception", whose distance alone is called FID: pool3 of pytorch-fid's Inception v3, images
             rounded to 8 bits and resized to 299 by pytorch-fid. Label "fid-inception-v3-pool3-2048".
-            "vgg16": `losses.vgg_features`, on images of s × s, where s is their smaller side but at most 256
+            "vgg16": `vgg_features`, on images of s × s, where s is their smaller side but at most 256
             (resized by antialiased bilinear interpolation if need be). Label "vgg16-conv5_3-gap-512@s".
             "auto": Inception if its weights are cached or can be downloaded, else VGG16 with a warning.
 
@@ -167,7 +160,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     return float(calculate_frechet_distance(*moments))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # Editability
 
 
@@ -207,108 +200,3 @@ def directions(G: Generator, components: int = 3, strength: float = 2.0, seed: i
     values, vectors = torch.linalg.eigh(torch.cov(w.T))  # ascending
     axes = (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:components]  # [components, w_dim]
     return strength * torch.cat((axes, -axes))[:, None]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Time
-
-
-def timing(fn: Callable, batch, device: torch.device | str, repeats: int = 10, warmup: int = 3) -> float:
-    """Median seconds per image of fn(batch), where len(batch) counts the images; waits for the device."""
-    seconds = []
-    for i in range(warmup + repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        fn(batch)
-        synchronize(device)
-        if i >= warmup:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) / len(batch)
-
-
-def synchronize(device: torch.device | str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device | str) -> str:
-    """The GPU's name, or the processor's architecture with the number of threads."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def protocol(n_images: int, resolution: int, frechet: str, device: torch.device | str = "cpu",
-             checkpoints: dict[str, str] | None = None) -> dict:  # fmt: skip
-    """How the numbers of a file came about: to be stored beside them.
-
-    Args:
-        n_images, resolution: of the images measured.
-        frechet: label of `frechet_features`.
-        device: where the networks ran; only its type is stored, so that files agree between machines.
-        checkpoints: name of each checkpoint and its `checkpoints.file_hash`.
-    """
-    packages = {}
-    for name in ("torch", "lpips", "torchmetrics", "pytorch-fid"):
-        try:
-            packages[name] = version(name).split("+")[0]  # the local part names a CUDA build
-        except PackageNotFoundError:
-            packages[name] = None
-    return {
-        "n_images": n_images,
-        "resolution": resolution,
-        "image_range": "[-1, 1], clamped",
-        "mse": "mean over channels and pixels",
-        "psnr": "dB, range 2, mean of images",
-        "ssim": "torchmetrics defaults, range 2",
-        "lpips_alex": "LPIPS v0.1, AlexNet, at the images' resolution",
-        "lpips_vgg": "LPIPS v0.1, VGG16, at the images' resolution",
-        "frechet": frechet,
-        "device": torch.device(device).type,
-        "packages": packages,
-        "checkpoints": checkpoints or {},
-    }
-
-
-def write_json(path, content) -> None:
-    """Write JSON at once or not at all, keys in order, the same bytes for the same content.
-
-    Raises:
-        ValueError: NaN or an infinity, which JSON lacks.
-    """
-    from padinv.checkpoints import atomic_write
-
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    atomic_write(path, (text + "\n").encode())
-
-
-def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
-    """Rows as Markdown, floats with 4 decimals.
-
-    A row that lacks a column leaves its cell empty; keys that are no column are left out.
-    """
-
-    def cell(value) -> str:
-        if isinstance(value, float):
-            return f"{value:.4f}"
-        return "" if value is None else str(value).replace("|", "\\|")
-
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
-    """Write rows as CSV (full precision) and as `markdown_table`, and return the Markdown."""
-    from padinv.checkpoints import atomic_write
-
-    text, markdown = io.StringIO(), markdown_table(rows, columns)
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path_csv, text.getvalue().encode())
-    atomic_write(path_md, markdown.encode())
-    return markdown

@@ -133,12 +133,12 @@ def check_images(name: str, x: Tensor, min_size: int = 1, limit: float | None = 
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {got}; use padinv.data.to_float")
+        raise TypeError(f"{name}: expected a float tensor in [-1, 1], got {got}; use padinv.images.datasets.to_float")
     if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < min_size:
         raise ValueError(f"{name}: expected [N, 3, H, W] with H and W from {min_size}, got {list(x.shape)}")
     if limit is not None and x.numel() and not (peak := x.abs().amax().item()) <= limit:  # true for NaN too
         raise ValueError(f"{name}: expected values in [-1, 1], got magnitudes up to {peak:.4g}; "
-                         "use padinv.data.to_float on uint8 images")  # fmt: skip
+                         "use padinv.images.datasets.to_float on uint8 images")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ JAX_FILES = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16
 
 def export_lpips(path: str | os.PathLike, nets: tuple[str, ...] = ("alex",)) -> None:
     """Write what `lpips(net, weights=path)` needs to one safetensors file (alex 10 MB, vgg 59 MB)."""
-    from padinv.checkpoints import save_tensors
+    from padinv.model.tensors import save_tensors
 
     states = {net: lpips(net).state_dict() for net in nets}
     save_tensors(path, {f"{net}.{k}": v for net in nets for k, v in states[net].items()}, {"kind": "lpips"})
@@ -160,7 +160,7 @@ def export_lpips(path: str | os.PathLike, nets: tuple[str, ...] = ("alex",)) -> 
 def read_weights(net: str, file: str | None) -> dict[str, Tensor]:
     """State of LPIPS(net) on the CPU, convolutions in channels_last. Modules share it unchanged."""
     if file is not None:
-        from padinv.checkpoints import load_tensors
+        from padinv.model.tensors import load_tensors
 
         tensors, _ = load_tensors(file, kind="lpips")
         state = {k.removeprefix(f"{net}."): v for k, v in tensors.items() if k.startswith(f"{net}.")}

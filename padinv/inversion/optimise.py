@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from padinv.codes import Code, Padding
-from padinv.encoder import Encoder
-from padinv.generator import Generator
-from padinv.losses import LPIPS, check_images, lpips
+from padinv.measure.lpips import LPIPS, check_images, lpips
+from padinv.model.codes import Code, Padding
+from padinv.model.encoder import Encoder
+from padinv.model.generator import Generator
 
 SPACES = ("w+p", "w+")
 

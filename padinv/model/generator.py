@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from padinv.codes import Code, Padding
+from padinv.model.codes import Code, Padding
 from padinv.ops import bias_act, fir_filter, pad_ring, upfirdn2d
 from padinv.ops.frozen import dtype_of, inferring, once
 

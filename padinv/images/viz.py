@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from padinv.codes import Padding
-from padinv.data import read_image, to_float, to_uint8
+from padinv.images.datasets import read_image, to_float, to_uint8
+from padinv.model.codes import Padding
 from padinv.ops import pad_ring
 
 COLOURS = {"padinv": "#c8553d", "psp": "#33658a", "other": "#8d99ae", "mark": "#e0a030"}  # of curves and bars
@@ -122,7 +122,7 @@ def show(figure, path: str | Path = "") -> None:
     from IPython.display import Image as Displayed
     from IPython.display import display
 
-    from padinv.checkpoints import atomic_write
+    from padinv.model.tensors import atomic_write
 
     if isinstance(figure, np.ndarray):
         picture = Image.fromarray(figure)
@@ -145,7 +145,7 @@ def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, 
     from IPython.display import Image as Displayed
     from IPython.display import display
 
-    from padinv.checkpoints import atomic_write
+    from padinv.model.tensors import atomic_write
 
     height, width, _ = frames[0].shape
     strip = Image.fromarray(np.concatenate(frames))  # below each other, for the common palette

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from padinv.encoder import ResidualBlock
-from padinv.losses import MIN_SIZE, check_images
-from padinv.pickles import errors_of, read_file
+from padinv.files.pickles import errors_of, read_file
+from padinv.measure.lpips import MIN_SIZE, check_images
+from padinv.model.encoder import ResidualBlock
 
 NAMES = {  # theirs -> ours
     "input_layer.": "stem.", "res_layer.": "residual.", "shortcut_layer.": "shortcut.", "fc1.": "squeeze.",

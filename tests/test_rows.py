@@ -8,11 +8,14 @@ import torch
 import yaml
 from PIL import Image
 
-from padinv import Encoder, Generator, GeneratorConfig, baselines, metrics
-from padinv.baselines import Method, editability, solve
-from padinv.checkpoints import file_hash, save_encoder, save_generator
-from padinv.codes import Code
-from padinv.inversion import project
+from padinv import Encoder, Generator, GeneratorConfig
+from padinv.files.checkpoints import save_encoder, save_generator
+from padinv.inversion.optimise import project
+from padinv.measure import metrics
+from padinv.model.codes import Code
+from padinv.model.tensors import file_hash
+from study import rows
+from study.rows import Method, editability, solve
 
 TABLE = {"n_images": 6, "n_common": 4, "n_tuned": 2, "n_native": 2, "n_show": 2}
 ROWS = {
@@ -46,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, name, out):
-    baselines.main([name, "--data", str(folder / "images"), "--checkpoints", str(folder), "--out", str(out),
+    rows.main([name, "--data", str(folder / "images"), "--checkpoints", str(folder), "--out", str(out),
                     "--timing", str(out / "timing"), "--params", str(folder / "params.yaml")])  # fmt: skip
     return json.loads((out / f"{name}.json").read_text())
 
@@ -85,7 +88,7 @@ def test_the_same_row_twice_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_a_tuned_generator_draws_closer_than_its_pivot(folder):
-    G = baselines.load_generator(folder / "generator.safetensors")
+    G = rows.load_generator(folder / "generator.safetensors")
     x = G.synthesis(G.mapping(torch.randn(2, 8, generator=torch.Generator().manual_seed(5)))).clamp(-1, 1)
     x = 0.5 * x + 0.2
     code, draw = solve(Method(project="w", steps=5, tune=40), G, folder)(x)
@@ -93,7 +96,7 @@ def test_a_tuned_generator_draws_closer_than_its_pivot(folder):
 
 
 def test_true_codes_are_perfectly_editable_and_others_less(folder):
-    G = baselines.load_generator(folder / "generator.safetensors")
+    G = rows.load_generator(folder / "generator.safetensors")
     w = G.mapping(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), truncation=0.7)
     true = editability(lambda x: (Code(w), G), G, 2)  # the codes that `editability` itself draws from
     found = editability(lambda x: (project(x, G, "w+", 20), G), G, 2)
@@ -129,5 +132,5 @@ def test_errors_say_what_is_known(folder, tmp_path):
         Method(encoder="psp", project="w")
     (folder / "wrong.yaml").write_text(yaml.safe_dump({"rows": {"x": {"enkoder": "psp"}}, "table": TABLE}))
     with pytest.raises(SystemExit, match="enkoder"):
-        baselines.main(["x", "--data", str(folder), "--checkpoints", str(folder), "--out", str(tmp_path),
+        rows.main(["x", "--data", str(folder), "--checkpoints", str(folder), "--out", str(tmp_path),
                         "--params", str(folder / "wrong.yaml")])  # fmt: skip

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padinv.codes import Code
-from padinv.losses import check_images, lpips
+from padinv.measure.lpips import check_images, lpips
+from padinv.model.codes import Code
 
 MAX_STRENGTH = 3.0  # of an edit; further away generators draw nothing sensible
 KEYS = 64  # pixels along a side of the images in which `analogy` looks colours up
@@ -191,7 +191,7 @@ class Edit:
     @classmethod
     def load(cls, path, device="cpu") -> "Edit":
         """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
-        from padinv.checkpoints import read_metadata
+        from padinv.model.tensors import read_metadata
 
         offset, metadata = Code.load(path, device), read_metadata(path)
         if "edit" not in metadata:
@@ -251,7 +251,7 @@ def analogy(x: Tensor, before: Tensor, after: Tensor, strength: float = 1.0) -> 
         check_images(name, image, limit=1.5)
         if image.shape[2:] != x.shape[2:] or (name != "x" and len(image) != 1):
             raise ValueError(f"{name}: expected [1, 3, {x.shape[2]}, {x.shape[3]}], one image of the size of x, got "
-                             f"{list(image.shape)}; resize with padinv.data.read_image(path, resolution)")  # fmt: skip
+                             f"{list(image.shape)}; read_image(path, resolution) resizes")  # fmt: skip
     change = (after - before).abs().amax(dim=1, keepdim=True)  # [1, 1, H, W]
     if not change.any():
         raise ValueError("before, after: the same image twice; expected a pair that differs by the edit")

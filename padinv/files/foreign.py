@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from padinv.encoder import EncoderConfig
-from padinv.generator import Generator, GeneratorConfig
+from padinv.files.pickles import NETWORK, PERSISTENT, Record, errors_of, read_file, tensor
+from padinv.model.encoder import EncoderConfig
+from padinv.model.generator import Generator, GeneratorConfig
 from padinv.ops import fir_filter
-from padinv.pickles import NETWORK, PERSISTENT, Record, errors_of, read_file, tensor
 
 CONST = {  # the learned input, by which a state dict shows its format
     "padinv_official": "synthesis.early_layer.const",
@@ -399,7 +399,7 @@ def encoder_tensors(
 
 
 def exported(G: Generator, format: str) -> bytes | memoryview:
-    """A generator as the contents of a file of `format`; see `padinv.checkpoints.export_generator`."""
+    """A generator as the contents of a file of `format`; see `padinv.files.checkpoints.export_generator`."""
     blocks, c = len(G.blocks), G.config
     ours = {name: t.detach().float().cpu() for name, t in G.state_dict().items()}
     state = {their_name(name, format): their_layout(t, name, format).contiguous() for name, t in ours.items()}

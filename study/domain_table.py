@@ -1,13 +1,13 @@
-"""The inversion table and the figure of a domain of photographs: python pipelines/photos/table.py faces"""
+"""The inversion table and the figure of a domain of photographs: python -m study.domain_table faces"""
 
 import json
 import sys
 from pathlib import Path
 
-from padinv import metrics
-from padinv.checkpoints import atomic_write
-from padinv.data import ImageDataset, to_float
-from padinv.viz import panel, read_grid, show
+from padinv.images.datasets import ImageDataset, to_float
+from padinv.images.viz import panel, read_grid, show
+from padinv.model.tensors import atomic_write
+from study import tables
 
 METHODS = {
     "psp": "pSp", "padinv": "PadInv", "padinv+10": "PadInv + 10 steps", "psp+100": "pSp + 100 steps",
@@ -30,8 +30,8 @@ columns = ["method", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "edit_lpi
 common = [{**file["row"], **file["row"]["common"], "method": m} for m, file in files.items()]
 fast = [file["row"] for file in files.values() if file["row"]["n_images"] > file["row"]["common"]["n_images"]]
 target = results / "tables" / domain
-second = metrics.markdown_table(fast, [*columns[:6], "frechet", "n_images"])
-first = metrics.write_table(common, columns, f"{target}.csv", f"{target}.md")
+second = tables.markdown_table(fast, [*columns[:6], "frechet", "n_images"])
+first = tables.write_table(common, columns, f"{target}.csv", f"{target}.md")
 head, row = protocols[0], {m: file["row"] for m, file in files.items()}
 ratio = {key: row["padinv"][key] / row["psp"][key] for key in ("mse", "lpips_alex")}
 note = (

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from padinv.codes import Code, Padding, centre, ring_resolution
-from padinv.generator import Generator
+from padinv.model.codes import Code, Padding, centre, ring_resolution
+from padinv.model.generator import Generator
 from padinv.ops import take_ring
 from padinv.ops.frozen import convolve
 

@@ -201,7 +201,7 @@ class Code(_Linear):
 
     def save(self, path, **metadata) -> None:
         """Write the code to a safetensors file, at once or not at all; metadata values must be JSON."""
-        from padinv.checkpoints import save_tensors
+        from padinv.model.tensors import save_tensors
 
         tensors = {"w": self.w}
         if self.p is not None:
@@ -213,7 +213,7 @@ class Code(_Linear):
     @classmethod
     def load(cls, path, device="cpu") -> "Code":
         """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
-        from padinv.checkpoints import load_tensors
+        from padinv.model.tensors import load_tensors
 
         tensors, metadata = load_tensors(path, kind="code", device=device)
         try:

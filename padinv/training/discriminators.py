@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from padinv.generator import EqualLinear, GeneratorConfig
-from padinv.losses import lpips
+from padinv.measure.lpips import lpips
+from padinv.model.generator import EqualLinear, GeneratorConfig
 from padinv.ops import bias_act, fir_filter, upfirdn2d
 
 

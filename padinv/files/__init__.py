@@ -1,0 +1,1 @@
+"""Files of networks: ours, and those of other projects."""

@@ -1,0 +1,1 @@
+"""Images: as datasets, and as pictures and figures."""

@@ -1,0 +1,1 @@
+"""Codes, the generator, the encoder, and the files of tensors that hold them."""

@@ -1,0 +1,1 @@
+"""Photographs: the faces in them, and a run over many."""

@@ -1,0 +1,1 @@
+"""Training of the generator and of the encoders. Nothing else in padinv imports it."""

@@ -1,0 +1,264 @@
+"""What all trainings share: settings, batches, several processes, saved states, curves.
+
+Every random number of step k follows from (seed, k, process), so a resumed run repeats what an unbroken one does.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.nn as distributed_nn
+from accelerate import Accelerator
+from torch import Tensor, distributed, nn
+from tqdm import tqdm
+
+from padinv.images.datasets import ImageDataset, to_float
+from padinv.model.tensors import atomic_write
+from padinv.ops.frozen import keep_memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """What both trainings share."""
+
+    seed: int = 0
+    images: int = 100_000  # training images to show, in all
+    batch: int = 16  # over all processes
+    accumulate: int = 1  # parts in which an encoder's process takes its share of a batch, to need less memory
+    lr: float = 2.5e-3
+    precision: str = "fp32"  # or "bf16": activations and products in bfloat16, weights and losses in float32
+    mirror: bool = False  # flip images left to right at random
+    workers: int = 0  # threads of each process that decode images as they are needed; 0: all are held in memory
+    log_every: int = 20  # steps between points of the curves
+    save_every: int = 600  # seconds between saved states
+    grid_every: int = 10_000  # images between sample grids
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """A seed of its own for each step and process (a 64-bit mix, so that neighbours share nothing)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + process * 0x94D049BB133111EB + 1) % 2**64
+    x = (x ^ (x >> 31)) * 0xD6E8FEB86659FD93 % 2**64
+    return (x ^ (x >> 32)) % 2**63
+
+
+class Batches:
+    """Batch k of an endless, shuffled sequence of images: each epoch is one permutation. Images are held in memory as
+    bytes, or decoded by `config.workers` threads while the two steps before are computed."""
+
+    def __init__(self, data: str, resolution: int, config: Run, accelerator: Accelerator):
+        if config.batch % accelerator.num_processes:
+            raise ValueError(
+                f"batch: expected a multiple of the {accelerator.num_processes} processes, got {config.batch}"
+            )
+        self.images: Tensor | ImageDataset = ImageDataset(data, resolution)
+        self.pool = ThreadPoolExecutor(config.workers) if config.workers else None
+        if self.pool is None:
+            self.images = self.images.tensor(progress=accelerator.is_main_process)  # uint8 [N, 3, R, R]
+        self.config, self.accelerator = config, accelerator
+        self.epoch, self.order = -1, torch.empty(0)
+        self.coming: dict[int, list[Future]] = {}  # step -> its images
+
+    def index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch != self.epoch:
+            rng = torch.Generator().manual_seed(step_seed(self.config.seed, epoch, -1))
+            self.epoch, self.order = epoch, torch.randperm(len(self.images), generator=rng)
+        return int(self.order[offset])
+
+    def indices(self, step: int) -> list[int]:
+        """This process's share of batch `step`."""
+        local = self.config.batch // self.accelerator.num_processes
+        first = step * self.config.batch + self.accelerator.process_index * local
+        return [self.index(position) for position in range(first, first + local)]
+
+    def load(self, step: int) -> Tensor:
+        if self.pool is None:
+            return self.images[self.indices(step)]
+        for near in range(step, step + 3):
+            if near not in self.coming:
+                self.coming[near] = [self.pool.submit(self.images.__getitem__, i) for i in self.indices(near)]
+        found = torch.stack([future.result() for future in self.coming[step]])
+        self.coming = {near: futures for near, futures in self.coming.items() if near > step}
+        return found
+
+    def __getitem__(self, step: int) -> Tensor:
+        """This process's share of batch `step`: [N, 3, R, R] in [−1, 1]."""
+        x = to_float(self.load(step).to(self.accelerator.device, non_blocking=True))
+        if self.config.mirror:
+            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+            x = torch.where(flip, x.flip(-1), x)
+        return x
+
+
+def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
+    """The gradient of the global batch in every process, in one message. Explicit rather than through a wrapped
+    module, since the losses here call methods other than `forward`."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if accelerator.num_processes == 1 or not gradients:
+        return
+    flat = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    for g, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, so that their number changes nothing. (torch's own is for GPUs.)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()
+        sums = torch.stack((wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))))  # [2, C]
+        n = x.numel() // x.shape[1] * distributed.get_world_size()
+        mean, square = distributed_nn.all_reduce(sums) / n
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale.to(x.dtype)[:, None, None] + (self.bias - mean * scale).to(x.dtype)[:, None, None]
+
+
+def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
+    """Let the batch norms of a module see the batches of all processes."""
+    if accelerator.num_processes > 1:
+        for layer in module.modules():
+            if type(layer) is nn.BatchNorm2d:
+                layer.__class__ = GlobalBatchNorm
+
+
+def r1_penalty(D: nn.Module, x: Tensor) -> Tensor:
+    """Mean squared norm of the logit's gradient at real images or codes (Mescheder et al. 2018), in float32."""
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(dim=1).mean()
+
+
+def start(config: Run) -> Accelerator:
+    """The processes, devices and precision of a run."""
+    modes = {"fp32": "no", "bf16": "bf16"}
+    if config.precision not in modes:
+        raise ValueError(f"precision: expected one of {sorted(modes)}, got {config.precision!r}")
+    keep_memory()
+    # Left alone, accelerate takes each of several processes on CPUs for the only one.
+    cpu = distributed.is_torchelastic_launched() and not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=modes[config.precision])
+
+
+class Stop(Exception):
+    """Training ended early, its state saved."""
+
+
+class Loop:
+    """Progress, curves, saved states and signals around a training step.
+
+    The state in `run_dir` is one file, replaced at once: a kill at any moment leaves the previous or the new one.
+    """
+
+    def __init__(self, config: Run, accelerator: Accelerator, run_dir: Path, curves: Path | None, inputs: dict):
+        self.config, self.accelerator, self.run_dir, self.curves = config, accelerator, Path(run_dir), curves
+        self.step, self.history, self.sums, self.inputs = 0, [], {}, inputs
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.state_path = self.run_dir / "state.pt"
+
+    def load(self) -> dict | None:
+        """The saved state of an earlier run with the same configuration and inputs, or None."""
+        if not self.state_path.exists():
+            return None
+        state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
+        saved = json.loads(state["config"])
+        # What may change within a run.
+        free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
+        changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
+        if changed:
+            raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
+                             "remove the folder to start anew or give another --workdir")  # fmt: skip
+        self.step, self.history = state["step"], json.loads(state["history"])
+        return state
+
+    def save(self, state: dict) -> None:
+        if self.accelerator.is_main_process:
+            config = json.dumps(dataclasses.asdict(self.config) | self.inputs)
+            extra = {"config": config, "step": self.step, "history": json.dumps(self.history)}
+            buffer = io.BytesIO()
+            torch.save(state | extra, buffer)
+            atomic_write(self.state_path, buffer.getvalue())
+        self.accelerator.wait_for_everyone()
+
+    def log(self, values: dict[str, Tensor]) -> None:
+        """Collect values (means over `log_every` steps go to the curves) and stop on NaN."""
+        for key, value in values.items():
+            total, n = self.sums.get(key, (0.0, 0))
+            self.sums[key] = (total + value.detach().float(), n + 1)
+        if (self.step + 1) % self.config.log_every:
+            return
+        row = {key: float(self.accelerator.reduce(total / n, "mean")) for key, (total, n) in self.sums.items()}
+        self.sums = {}
+        if not all(map(math.isfinite, row.values())):
+            raise Stop(f"not finite at step {self.step}: {row}; the last good state is {self.state_path}. "
+                       "Lower lr, or use precision fp32")  # fmt: skip
+        row = {"images": (self.step + 1) * self.config.batch} | {key: float(f"{v:.5g}") for key, v in row.items()}
+        self.history.append(row)
+        self.bar.set_postfix({key: f"{v:.3g}" for key, v in row.items() if key != "images"}, refresh=False)
+
+    def write_curves(self) -> None:
+        """Curves as dvclive's files, from the whole history, so that a resumed run leaves no seam."""
+        if self.curves is None or not self.accelerator.is_main_process:
+            return
+        try:
+            from dvclive import Live
+        except ImportError:  # a bare training machine: the history stays in the state and in history.json
+            return
+        with Live(str(self.curves), dvcyaml=None, save_dvc_exp=False, report=None) as live:
+            for row in self.history:
+                live.step = row["images"]
+                for key, value in row.items():
+                    if key != "images":
+                        live.log_metric(key, value, timestamp=False)
+        for path in Path(self.curves).glob("metrics.json"):  # volatile and unused
+            path.unlink()
+
+    def run(self, step: Callable[[], dict], state: Callable[[], dict], grid: Callable[[Path], None]) -> None:
+        """Call `step` until `images` are shown; raise `Stop` after saving when asked to end by SIGTERM or Ctrl-C."""
+        config, stop = self.config, []
+        handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+        steps = math.ceil(config.images / config.batch)
+        self.bar = tqdm(total=steps * config.batch, initial=self.step * config.batch, unit="img", smoothing=0.02,
+                        disable=not self.accelerator.is_main_process)  # fmt: skip
+        saved = time.monotonic()
+        try:
+            while self.step < steps:
+                torch.manual_seed(step_seed(config.seed, self.step, self.accelerator.process_index))
+                self.log(step())
+                self.step += 1
+                self.bar.update(config.batch)
+                shown = self.step * config.batch
+                if self.accelerator.is_main_process and shown // config.grid_every > (
+                    (shown - config.batch) // config.grid_every
+                ):
+                    grid(self.run_dir / f"samples-{shown:08d}.png")
+                    atomic_write(self.run_dir / "history.json", json.dumps(self.history).encode())
+                due = torch.tensor([time.monotonic() - saved > config.save_every, bool(stop)], dtype=torch.float32)
+                due = self.accelerator.reduce(due.to(self.accelerator.device), "sum") > 0  # every process agrees
+                if due.any():
+                    self.save(state())
+                    saved = time.monotonic()
+                if due[1]:
+                    raise Stop(f"asked to end at {shown:,} of {config.images:,} images; state saved in {self.run_dir}, "
+                               "the same command goes on from there")  # fmt: skip
+        finally:
+            self.bar.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        self.save(state())
+        self.write_curves()

@@ -1,0 +1,1 @@
+"""The experiments of this repository: data sets, rows and tables. Not part of the package."""

@@ -1,0 +1,106 @@
+"""Seconds, the protocol beside numbers, and tables as CSV and Markdown.
+
+Files are byte-stable: timings live in files of their own.
+"""
+
+import csv
+import io
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def timing(fn: Callable, batch, device: torch.device | str, repeats: int = 10, warmup: int = 3) -> float:
+    """Median seconds per image of fn(batch), where len(batch) counts the images; waits for the device."""
+    seconds = []
+    for i in range(warmup + repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        fn(batch)
+        synchronize(device)
+        if i >= warmup:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) / len(batch)
+
+
+def synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device | str) -> str:
+    """The GPU's name, or the processor's architecture with the number of threads."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def protocol(n_images: int, resolution: int, frechet: str, device: torch.device | str = "cpu",
+             checkpoints: dict[str, str] | None = None) -> dict:  # fmt: skip
+    """How the numbers of a file came about: to be stored beside them.
+
+    Args:
+        n_images, resolution: of the images measured.
+        frechet: label of `frechet_features`.
+        device: where the networks ran; only its type is stored, so that files agree between machines.
+        checkpoints: name of each checkpoint and its `file_hash`.
+    """
+    packages = {}
+    for name in ("torch", "lpips", "torchmetrics", "pytorch-fid"):
+        try:
+            packages[name] = version(name).split("+")[0]  # the local part names a CUDA build
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "n_images": n_images,
+        "resolution": resolution,
+        "image_range": "[-1, 1], clamped",
+        "mse": "mean over channels and pixels",
+        "psnr": "dB, range 2, mean of images",
+        "ssim": "torchmetrics defaults, range 2",
+        "lpips_alex": "LPIPS v0.1, AlexNet, at the images' resolution",
+        "lpips_vgg": "LPIPS v0.1, VGG16, at the images' resolution",
+        "frechet": frechet,
+        "device": torch.device(device).type,
+        "packages": packages,
+        "checkpoints": checkpoints or {},
+    }
+
+
+def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
+    """Rows as Markdown, floats with 4 decimals.
+
+    A row that lacks a column leaves its cell empty; keys that are no column are left out.
+    """
+
+    def cell(value) -> str:
+        if isinstance(value, float):
+            return f"{value:.4f}"
+        return "" if value is None else str(value).replace("|", "\\|")
+
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
+    """Write rows as CSV (full precision) and as `markdown_table`, and return the Markdown."""
+    from padinv.model.tensors import atomic_write
+
+    text, markdown = io.StringIO(), markdown_table(rows, columns)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path_csv, text.getvalue().encode())
+    atomic_write(path_md, markdown.encode())
+    return markdown

@@ -1,6 +1,7 @@
 """The paper's scale: LSUN's LMDB is read, and each stage of pipelines/paper runs on a shrunken copy of its domain."""
 
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -115,7 +116,8 @@ def test_a_bad_lmdb_is_refused_by_name(lsun, tmp_path, monkeypatch):
 
 def copied(top: Path) -> Path:
     """pipelines/paper in a repository of its own, beside the code that it depends on."""
-    shutil.copytree(ROOT / "padinv", top / "padinv", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("padinv", "study"):
+        shutil.copytree(ROOT / package, top / package, ignore=shutil.ignore_patterns("__pycache__"))
     local = shutil.ignore_patterns("tmp", "cache", "config.local", "sources", "data", "checkpoints", "runs", "results")
     shutil.copytree(PAPER, top / "pipelines" / "paper", ignore=local)
     git = ["git", "-C", str(top), "-c", "user.name=test", "-c", "user.email=test@example.org"]
@@ -161,8 +163,8 @@ def test_stages_name_files_parameters_and_methods_that_there_are(stages):
     params = yaml.safe_load((PAPER / "params.yaml").read_text())
     for name, stage in stages.items():
         for dep in stage.deps:
-            if dep.def_path.startswith("../../padinv/") or dep.def_path.endswith(".py"):
-                assert (PAPER / dep.def_path).is_file(), (name, dep.def_path)
+            if dep.def_path.startswith(("../../padinv/", "../../study/")) or dep.def_path.endswith(".py"):
+                assert (PAPER / dep.def_path).exists(), (name, dep.def_path)
             for key in getattr(dep, "params", ()):
                 section, *rest = key.split(".", 1)
                 assert section in params and all(part in params[section] for part in rest), (name, key)
@@ -236,7 +238,8 @@ def execute(command: str | list[str]) -> None:
             continue
         words = words[words.index("launch") + 1 if words[0] == "accelerate" else 1 :]
         if words[0] == "-m":
-            importlib.import_module(words[1]).main(words[2:])
+            package = importlib.util.find_spec(words[1]).submodule_search_locations is not None
+            importlib.import_module(words[1] + ".__main__" * package).main(words[2:])
             continue
         kept, sys.argv = sys.argv, words
         try:

@@ -42,7 +42,7 @@ note = (
 atomic_write(f"{target}.md", f"{first}\n{second}\n{note}\n".encode())
 
 n = 8
-test = ImageDataset(f"photos/{folder}/test.zip", head["resolution"])
+test = ImageDataset(f"data/{folder}/test.zip", head["resolution"])
 rows = {"original": to_float(test.tensor(range(n), progress=False))}
 rows |= {name: read_grid(results / folder / "rows" / f"{m}.png", head["resolution"], n) for m, name in METHODS.items()}
 show(panel(rows), results / "figures" / f"{domain}.png")

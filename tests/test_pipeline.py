@@ -24,44 +24,66 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kc
 # dvc.yaml
 
 
-@pytest.fixture(scope="module")
-def stages():
+PHOTOS = ROOT / "pipelines" / "photos"
+
+
+def stages_of(project: Path) -> list:
     from dvc.repo import Repo
 
-    return [stage for stage in Repo(str(ROOT)).index.stages if stage.is_data_source is False]  # parsed and resolved
+    return [stage for stage in Repo(str(project)).index.stages if not stage.is_data_source]  # parsed and resolved
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return stages_of(ROOT)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return stages_of(PHOTOS)
 
 
 def executed(stages) -> list[tuple]:
-    """(name of a notebook, stage that executes it), those of pipelines/ too."""
+    """(name of a notebook, stage that executes it)."""
     found = []
     for stage in stages:
         words = shlex.split(stage.cmd) if isinstance(stage.cmd, str) else []
-        if words[1:3] == ["tools/notebook.py", "run"]:
+        if words[1:3] in (["tools/notebook.py", "run"], ["../../tools/notebook.py", "run"]):
             found.append((words[3], stage))
     return found
 
 
+def inside(path: str) -> str:
+    """A path as it is called in the root."""
+    return Path(path).relative_to(ROOT).as_posix()
+
+
 def deps(stage) -> set[str]:
-    return {dep.def_path for dep in stage.deps}
+    return {inside(dep.fs_path) for dep in stage.deps}
 
 
-def test_stages_depend_on_files_that_exist(stages):
-    ours = ("padinv/", "study/")
+def test_stages_depend_on_files_that_exist(stages, photos):
     missing = [
-        f"{s.addressing}: {p}" for s in stages for p in deps(s) if p.startswith(ours) and not (ROOT / p).exists()
+        f"{s.addressing}: {p}"
+        for s in [*stages, *photos]
+        for p in deps(s)
+        if p.startswith(("padinv/", "study/")) and not (ROOT / p).exists()
     ]
     assert not missing
 
 
-def test_params_and_stages_match(stages):
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    watched = {key for s in stages for dep in s.deps for key in getattr(dep, "params", ())}
-    for key in watched:
-        value = params
+@pytest.mark.parametrize("project", [ROOT, PHOTOS], ids=["root", "photos"])
+def test_params_and_stages_match(project, request):
+    stages = request.getfixturevalue("stages" if project == ROOT else "photos")
+    watched = {(dep.fs_path, key) for s in stages for dep in s.deps for key in getattr(dep, "params", ())}
+    for path, key in watched:
+        value = yaml.safe_load(Path(path).read_text())
         for part in key.split("."):
-            assert part in value, f"a stage reads {key}, which params.yaml lacks"
+            assert part in value, f"a stage reads {key}, which {path} lacks"
             value = value[part]
     # A parameter that no stage watches could change without anything being run again.
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    watched = {key for path, key in watched if path == str(project / "params.yaml")}
     keys = {f"{section}.{key}" for section, values in params.items() if section not in watched for key in values}
     assert not {key for key in keys if not any(w == key or w.startswith(f"{key}.") for w in watched)}
 
@@ -76,17 +98,18 @@ def test_every_notebook_is_cleaned_and_executed(stages):
     assert {name for name, _ in executed(stages)} == names
 
 
-def test_stages_pass_parameters_that_the_notebook_has(stages):
-    for name, stage in executed(stages):
+def test_stages_pass_parameters_that_the_notebook_has(stages, photos):
+    assert {name[:2] for name, _ in executed(photos)} == {"03", "04", "05", "06"}
+    for name, stage in executed([*stages, *photos]):
         words = shlex.split(stage.cmd)
         pairs = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
         notebook.parse(pairs, notebook.defaults(notebook.read(ROOT / "notebooks" / f"{name}.ipynb")))
 
 
-def test_stages_depend_on_what_their_notebook_imports(stages):
+def test_stages_depend_on_what_their_notebook_imports(stages, photos):
     import padinv
 
-    for name, stage in executed(stages):
+    for name, stage in executed([*stages, *photos]):
         used = set()
         cells = notebook.read(ROOT / "notebooks" / f"{name}.ipynb").cells
         source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
@@ -104,6 +127,95 @@ def test_stages_depend_on_what_their_notebook_imports(stages):
         needed = {path for path in files if (ROOT / path).is_file()}
         missing = {path for path in needed if not {path, os.path.dirname(path)} & deps(stage)}
         assert not missing, f"{stage.addressing}: the notebook imports {missing}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a fresh clone has
+
+
+def parents(path) -> tuple[Path, ...]:
+    return Path(path), *Path(path).parents
+
+
+def out_of_reach(project: Path) -> list[str]:
+    """As "stage: file", what dvc repro would lack in a fresh clone: all that is neither in git, nor an artefact in the
+    bundled store, nor made by a stage that can run. A frozen stage does not run: its outputs have to be in the store.
+    """
+    from dvc.repo import Repo
+
+    stages = list(Repo(str(project)).index.stages)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=project, capture_output=True, check=True, text=True).stdout
+    in_git = {str(p) for name in listed.split("\0") for p in parents(project / name)}
+    makers = {out.fs_path: (stage, out) for stage in stages for out in stage.outs}
+
+    def stored(md5: str, part: str = ".") -> bool:
+        """Whether the store has a file, or of a folder the file or folder `part`, in full."""
+        file = project / "store/files/md5" / md5[:2] / md5[2:]
+        if not file.is_file() or not md5.endswith(".dir"):
+            return file.is_file()
+        entries = [e for e in json.loads(file.read_text()) if part in (".", *map(str, parents(e["relpath"])))]
+        return bool(entries) and all(stored(entry["md5"]) for entry in entries)
+
+    def reached(path: str) -> bool:
+        found = next((makers[str(p)] for p in parents(path) if str(p) in makers), None)
+        if path in in_git or not found:
+            return path in in_git
+        stage, out = found
+        if stage.is_data_source or stage.frozen:
+            return bool(out.hash_info) and stored(out.hash_info.value, os.path.relpath(path, out.fs_path))
+        return all(reached(dep.fs_path) for dep in stage.deps)
+
+    needed = ((stage.name, dep.fs_path) for stage in stages if not stage.frozen for dep in stage.deps)
+    return [f"{name}: {os.path.relpath(path, project)}" for name, path in needed if not reached(path)]
+
+
+def test_a_fresh_clone_can_get_all_that_the_stages_need():
+    assert not out_of_reach(ROOT)
+
+
+def test_what_a_fresh_clone_cannot_get_is_named(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+    whole, missing, folder = "a" * 32, "b" * 32, "c" * 32 + ".dir"
+    entries = [{"md5": whole, "relpath": "one/a"}, {"md5": missing, "relpath": "two/a"}]
+    stored = {whole: "", folder: json.dumps(entries)}
+    for md5, text in stored.items():
+        path = tmp_path / "store/files/md5" / md5[:2] / md5[2:]
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    for name, md5 in (("whole", whole), ("missing", missing), ("folder", folder)):
+        (tmp_path / f"{name}.dvc").write_text(f"outs:\n- {{md5: {md5}, hash: md5, path: {name}}}\n")
+    needs = {"a": ["in_git", "whole", "folder/one"], "b": ["a"], "c": ["folder/two/a"], "d": ["missing", "brought"],
+             "e": ["b", "d"], "f": ["code"]}  # fmt: skip
+    stages = {name: {"cmd": "true", "deps": deps, "outs": [name]} for name, deps in needs.items()}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "in_git").touch()
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/x.py").touch()
+    for command in (["init", "-q"], ["add", "in_git", "code"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert out_of_reach(tmp_path) == ["c: folder/two/a", "d: missing", "d: brought", "e: d"]
+
+
+def test_the_root_never_meets_projects_of_their_own():
+    from dvc.repo import Repo
+
+    repo = Repo(str(ROOT))
+    assert {path.parent.name for path in (ROOT / "pipelines").glob("*/.dvc")} == {"paper", "photos"}
+    assert not [s.addressing for s in repo.index.stages if s.path_in_repo.startswith("pipelines")]
+
+
+@pytest.mark.parametrize("domain", ["cats", "faces"])
+def test_results_of_photographs_are_of_the_networks_that_are_shipped(domain):
+    from padinv.model.tensors import file_hash
+
+    meta = yaml.safe_load((ROOT / f"checkpoints/{domain}-64.dvc").read_text())["meta"]
+    assert {"trained_by", "commit", "photographs", "terms", "photographs_md5"} <= set(meta)
+    rows = list((ROOT / f"results/{domain}-64/rows").glob("*.json"))
+    assert len(rows) == 5
+    for row in rows:
+        for name, digest in json.loads(row.read_text())["protocol"]["checkpoints"].items():
+            assert digest == file_hash(ROOT / f"checkpoints/{domain}-64/{name}.safetensors"), (row, name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Hand a domain's trained networks and results to the repository, as artefact and files that need no photographs.
+
+python publish.py faces      in this folder, after dvc repro; then look at git status in the root, and commit
+
+Photographs, executed notebooks and figures full of them stay here, but for the small figure of the README.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SOURCES = {
+    "faces": ("UTKFace, tight crops of adults; https://susanqq.github.io/UTKFace/", "non-commercial research only"),
+    "cats": ("AFHQ cats; https://github.com/clovaai/stargan-v2", "CC BY-NC 4.0"),
+}
+RESULTS = ("curves/**/*.tsv", "metrics/*.json", "rows/*.json", "tables/*", "timing/*.json")
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    """Standard output of a command. CalledProcessError if it fails."""
+    return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def provenance(domain: str) -> dict:
+    """Where the networks of checkpoints/DOMAIN-64 come from: commit, settings and photographs."""
+    stages = yaml.safe_load((HERE / "dvc.lock").read_text())["stages"]
+    source, terms = SOURCES[domain]
+    (photographs,) = (dep for dep in stages[f"data@{domain}"]["deps"] if dep["path"].startswith("sources/"))
+    return {
+        "trained_by": "pipelines/photos, settings in its params.yaml and in each file",
+        "commit": run("git", "describe", "--always", "--dirty", "--exclude=*").strip(),
+        "photographs": source,
+        "terms": terms,
+        "photographs_md5": photographs["md5"],
+    }
+
+
+def publish(domain: str) -> None:
+    """Copy, record and push. SystemExit if DVC says that anything of the domain is not as its stages would make it."""
+    names = [name for name in run("dvc", "stage", "list", "--name-only", cwd=HERE).split() if f"@{domain}" in name]
+    status = run("dvc", "status", *names, cwd=HERE)
+    if "up to date" not in status:
+        sys.exit(f"publish: first dvc repro, since this differs from what was run:\n{status}")
+    folder = f"{domain}-64"
+    shutil.rmtree(ROOT / "results" / folder, ignore_errors=True)
+    files = [HERE / "results" / part / f"{domain}.{end}" for part, end in
+             (("tables", "csv"), ("tables", "md"), ("figures", "png"))]  # fmt: skip
+    for path in [*files, *(p for pattern in RESULTS for p in (HERE / "results" / folder).glob(pattern))]:
+        target = ROOT / path.relative_to(HERE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    networks = Path("checkpoints", folder)
+    shutil.rmtree(ROOT / networks, ignore_errors=True)
+    shutil.copytree(HERE / networks, ROOT / networks)
+    run("dvc", "add", "--quiet", str(networks))
+    file = ROOT / f"{networks}.dvc"
+    record = yaml.safe_load(file.read_text())
+    record |= {
+        "desc": f"Networks of {domain} at 64², and directions of 06_attribute_editing",
+        "meta": provenance(domain),
+    }
+    file.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
+    run("dvc", "push", "--quiet", str(file))
+    run(sys.executable, "tools/readme.py")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in SOURCES:
+        sys.exit(f"publish: expected one of {', '.join(SOURCES)}")
+    publish(sys.argv[1])

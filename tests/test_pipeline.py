@@ -84,6 +84,7 @@ def test_params_and_stages_match(project, request):
     # A parameter that no stage watches could change without anything being run again.
     params = yaml.safe_load((project / "params.yaml").read_text())
     watched = {key for path, key in watched if path == str(project / "params.yaml")}
+    params.pop("notebooks", None)  # a list of stages
     keys = {f"{section}.{key}" for section, values in params.items() if section not in watched for key in values}
     assert not {key for key in keys if not any(w == key or w.startswith(f"{key}.") for w in watched)}
 
@@ -101,32 +102,78 @@ def test_every_notebook_is_cleaned_and_executed(stages):
 def test_stages_pass_parameters_that_the_notebook_has(stages, photos):
     assert {name[:2] for name, _ in executed(photos)} == {"03", "04", "05", "06"}
     for name, stage in executed([*stages, *photos]):
-        words = shlex.split(stage.cmd)
-        pairs = [words[i + 1 : i + 3] for i, word in enumerate(words) if word == "-p"]
-        notebook.parse(pairs, notebook.defaults(notebook.read(ROOT / "notebooks" / f"{name}.ipynb")))
+        words = shlex.split(stage.cmd.partition(" && ")[0])
+        words = words[4:] if "--out" not in words else words[words.index("--out") + 2 :]
+        notebook.parse(notebook.pair(words), notebook.defaults(notebook.read(ROOT / "notebooks" / f"{name}.ipynb")))
 
 
-def test_stages_depend_on_what_their_notebook_imports(stages, photos):
-    import padinv
+def file_of(module: str) -> Path | None:
+    """The file of a module of this repository."""
+    path = ROOT / module.replace(".", "/")
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
-    for name, stage in executed([*stages, *photos]):
-        used = set()
-        cells = notebook.read(ROOT / "notebooks" / f"{name}.ipynb").cells
-        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                used |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "padinv":
-                used.add(f"padinv.{node.attr}")
-        # `padinv.invert`, however it was imported, is of padinv/inversion/
-        names = [name.removeprefix("padinv.") for name in used]
-        used |= {getattr(getattr(padinv, name, None), "__module__", None) or "" for name in names}
-        files = {f"{module.replace('.', '/')}.py" for module in used if module.startswith(("padinv.", "study."))}
-        needed = {path for path in files if (ROOT / path).is_file()}
-        missing = {path for path in needed if not {path, os.path.dirname(path)} & deps(stage)}
-        assert not missing, f"{stage.addressing}: the notebook imports {missing}"
+
+def imports(source: str) -> set[Path]:
+    """Files of padinv/ and study/ that a source imports, at the top or later. What `padinv` itself hands on counts only
+    where it is used: `padinv.invert` is of padinv/inversion/."""
+    handed_on, found = {}, set()
+    for node in ast.parse((ROOT / "padinv/__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            handed_on |= {alias.name: node.module for alias in node.names}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "padinv":
+            found.add(f"padinv.{node.attr}")
+    found |= {handed_on[name.removeprefix("padinv.")] for name in found if name.removeprefix("padinv.") in handed_on}
+    files = {file_of(name) for name in found if name.partition(".")[0] in ("padinv", "study") and name != "padinv"}
+    return files - {None}
+
+
+def run_by(stage) -> set[Path]:
+    """Files of padinv/ and study/ that a stage's command runs: its module or notebook, and all that these import."""
+    commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
+    here, todo, found = Path(stage.wdir), [], set()
+    for words in map(shlex.split, " && ".join(commands).split(" && ")):
+        if "-m" in words:
+            module = words[words.index("-m") + 1]
+            todo += [p for p in (file_of(module), file_of(f"{module}.__main__")) if p]
+        elif "-c" in words:
+            found |= imports(words[words.index("-c") + 1])
+        elif words[0] == "papermill" or words[1:3] and words[1].endswith("tools/notebook.py") and words[2] == "run":
+            name = next(Path(word).stem for word in words if word[:2].isdigit() or "build/notebooks" in word)
+            cells = notebook.read(ROOT / "notebooks" / f"{name}.ipynb").cells
+            found |= imports("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+        elif words[0] == "python" and words[1].endswith(".py") and "tools/" not in words[1]:
+            todo.append((here / words[1]).resolve())
+    todo += found
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        todo += imports(path.read_text()) - found
+    return found
+
+
+@pytest.mark.parametrize("project", ["", "pipelines/photos", "pipelines/paper"], ids=["root", "photos", "paper"])
+def test_stages_depend_on_the_code_that_they_run(project):
+    missing = {}
+    for stage in stages_of(ROOT / project):
+        named = deps(stage)
+        for path in run_by(stage):
+            names = {p.relative_to(ROOT).as_posix() for p in (path, *path.parents) if p.is_relative_to(ROOT)}
+            if not names & named and path.name != "__init__.py":
+                missing.setdefault(stage.addressing, set()).add(path.relative_to(ROOT).as_posix())
+    assert not missing
+
+
+def test_what_a_command_runs_is_followed_through_imports():
+    (training,) = (stage for stage in stages_of(ROOT) if stage.name == "train-encoder@psp")
+    names = {path.relative_to(ROOT).as_posix() for path in run_by(training)}
+    assert {"padinv/training/__main__.py", "padinv/training/loop.py", "padinv/images/datasets.py"} <= names
+    assert not [name for name in names if name.startswith(("study/", "padinv/inversion/"))]
+    assert imports("import padinv\npadinv.invert(x, E, G)") == {ROOT / "padinv/inversion/optimise.py"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -159,7 +206,8 @@ def out_of_reach(project: Path) -> list[str]:
     def reached(path: str) -> bool:
         found = next((makers[str(p)] for p in parents(path) if str(p) in makers), None)
         if path in in_git or not found:
-            return path in in_git
+            below = [p for p in makers if Path(path) in Path(p).parents]
+            return (path in in_git or bool(below)) and all(map(reached, below))
         stage, out = found
         if stage.is_data_source or stage.frozen:
             return bool(out.hash_info) and stored(out.hash_info.value, os.path.relpath(path, out.fs_path))
@@ -290,7 +338,7 @@ def test_run_twice_gives_the_same_bytes(repo):
     call(repo, "clean")
     executed, contents = repo / "results/notebooks/00_stars.ipynb", []
     for _ in range(2):
-        call(repo, "run", "-p", "n", "5", "-p", "name", "7")
+        call(repo, "run", "--n", "5", "--name", "7")
         contents.append(executed.read_bytes())
     assert contents[0] == contents[1]
     nb = nbformat.read(executed, as_version=4)
@@ -314,17 +362,17 @@ def test_run_in_place_stores_the_outputs_of_the_defaults(repo):
     assert [cell.id for cell in nb.cells] == ids
     call(repo, "clean")
     assert (repo / "build/notebooks/00_stars.ipynb").read_bytes() == cleaned
-    with pytest.raises(SystemExit, match="leave -p and --out out"):
-        call(repo, "run", "--in-place", "-p", "n", "5")
+    with pytest.raises(SystemExit, match="leave parameters and --out out"):
+        call(repo, "run", "--in-place", "--n", "5")
 
 
 def test_run_writes_to_another_place(repo):
     call(repo, "clean")
-    call(repo, "run", "-p", "n", "2", "--out", "elsewhere/two.ipynb")
+    call(repo, "run", "--n", "2", "--out", "elsewhere/two.ipynb")
     nb = nbformat.read(repo / "elsewhere/two.ipynb", as_version=4)
     assert nb.cells[3].outputs[0].text == "**\none\n" and not (repo / "results").exists()
     with pytest.raises(SystemExit, match="00_stars.failed"):
-        call(repo, "run", "-p", "n", "9", "--out", "elsewhere/two.ipynb")
+        call(repo, "run", "--n", "9", "--out", "elsewhere/two.ipynb")
     assert sorted(p.name for p in (repo / "elsewhere").iterdir()) == ["00_stars.failed.ipynb", "two.ipynb"]
 
 
@@ -334,7 +382,7 @@ def test_failing_cell_keeps_the_earlier_result(repo):
     executed.parent.mkdir(parents=True)
     executed.write_text("earlier")
     with pytest.raises(SystemExit, match=r"(?s)In \[3\].*00_stars failed: AssertionError: too many.*00_stars.failed"):
-        call(repo, "run", "-p", "n", "9")
+        call(repo, "run", "--n", "9")
     assert executed.read_text() == "earlier"
     assert nbformat.read(executed.with_suffix(".failed.ipynb"), as_version=4).cells
 
@@ -344,9 +392,9 @@ def test_bad_requests_are_refused_before_anything_runs(repo):
         call(repo, "run")  # not cleaned yet
     call(repo, "clean")
     with pytest.raises(SystemExit, match="no parameter 'm'; it has: n, name"):
-        call(repo, "run", "-p", "m", "5")
+        call(repo, "run", "--m", "5")
     with pytest.raises(SystemExit, match="parameter n: expected int, as its default 3, got 'many'"):
-        call(repo, "run", "-p", "n", "many")
+        call(repo, "run", "--n", "many")
     with pytest.raises(SystemExit, match="no such notebook; there are: 00_stars"):
         notebook.main(["clean", "01_moons"], root=repo)
     nb = load(repo)

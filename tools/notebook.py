@@ -1,7 +1,7 @@
 """Clean and execute the notebooks so that the same code, data and parameters give the same bytes.
 
 python tools/notebook.py clean 03_inversion                   notebooks/ -> build/notebooks/, what DVC's stages watch
-python tools/notebook.py run 03_inversion -p n_images 1000    build/notebooks/ -> results/notebooks/
+python tools/notebook.py run 03_inversion --n_images 1000     build/notebooks/ -> results/notebooks/
 python tools/notebook.py run 03_inversion --out here.ipynb    likewise, to another place
 python tools/notebook.py run 03_inversion --in-place          notebooks/ -> itself, for the outputs that tests compare
 
@@ -102,7 +102,15 @@ def defaults(nb: NotebookNode) -> dict[str, object]:
     return found
 
 
-def parse(pairs: list[list[str]], known: dict[str, object]) -> dict[str, object]:
+def pair(words: list[str]) -> list[tuple[str, str]]:
+    """[("n_images", "1000"), …] of ["--n_images", "1000", …]. NotebookError for anything else."""
+    names, values = words[::2], words[1::2]
+    if len(words) % 2 or not all(name.startswith("--") for name in names):
+        raise NotebookError(f"expected pairs of --NAME VALUE, got {' '.join(words)}")
+    return [(name.removeprefix("--"), value) for name, value in zip(names, values, strict=True)]
+
+
+def parse(pairs: list[tuple[str, str]], known: dict[str, object]) -> dict[str, object]:
     """Values of the command line, as JSON where they are JSON, of the type of the defaults."""
     values = {}
     for key, text in pairs:
@@ -124,7 +132,7 @@ def parse(pairs: list[list[str]], known: dict[str, object]) -> dict[str, object]
     return values
 
 
-def run(name: str, pairs: list[list[str]], in_place: bool = False, out: str = "", root: Path = ROOT) -> Path:
+def run(name: str, pairs: list[tuple[str, str]], in_place: bool = False, out: str = "", root: Path = ROOT) -> Path:
     """Execute a notebook and write it, byte-stable, once it has run through.
 
     Where to: the given file, in the root unless absolute, or results/notebooks/NAME.ipynb.
@@ -140,7 +148,7 @@ def run(name: str, pairs: list[list[str]], in_place: bool = False, out: str = ""
     nb = clean(read(source), keep_ids=in_place)
     if in_place:
         if pairs or out:
-            raise NotebookError("--in-place stores the outputs of the default parameters: leave -p and --out out")
+            raise NotebookError("--in-place stores the outputs of the default parameters: leave parameters and --out out")
     elif read(root / "build" / "notebooks" / source.name) != nb:
         # DVC watches the cleaned copy: executing anything else would record a result under the wrong hash.
         raise NotebookError(f"build/notebooks/{source.name} is not the cleaned {source.name}; "
@@ -165,14 +173,15 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("clean", "run"))
     parser.add_argument("name", help="of a notebook in notebooks/, like 03_inversion")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="run: a parameter")
     parser.add_argument("--out", default="", metavar="PATH", help="run: where to (results/notebooks/NAME.ipynb)")
     parser.add_argument("--in-place", action="store_true", help="run: store the outputs in notebooks/ itself")
-    args = parser.parse_args(arguments)
+    parser.epilog = "run: each further --NAME VALUE is a parameter of the notebook, as dvc writes ${section}"
+    args, words = parser.parse_known_args(arguments)
     try:
+        pairs = pair(words)
         if args.action == "run":
-            run(args.name, args.p, args.in_place, args.out, root)
-        elif args.p or args.in_place or args.out:
+            run(args.name, pairs, args.in_place, args.out, root)
+        elif pairs or args.in_place or args.out:
             raise NotebookError("clean takes no options")
         else:
             nb = clean(read(root / "notebooks" / f"{args.name}.ipynb"))

@@ -18,31 +18,37 @@ SOURCES = {
     "cats": "AFHQ cats, CC BY-NC 4.0",
 }
 
-domain = sys.argv[1]
-folder, results = f"{domain}-64", Path("results")
-files = {m: json.loads((results / folder / "rows" / f"{m}.json").read_text()) for m in METHODS}
-protocols = [file["protocol"] for file in files.values()]
-same = ("resolution", "image_range", "lpips_alex", "packages")
-if any(p[key] != protocols[0][key] for p in protocols for key in same):
-    sys.exit(f"table: the rows of {domain} were not measured alike ({', '.join(same)}); measure them again")
 
-columns = ["method", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "edit_lpips", "style_distance", "n_images"]
-common = [{**file["row"], **file["row"]["common"], "method": m} for m, file in files.items()]
-fast = [file["row"] for file in files.values() if file["row"]["n_images"] > file["row"]["common"]["n_images"]]
-target = results / "tables" / domain
-second = tables.markdown_table(fast, [*columns[:6], "frechet", "n_images"])
-first = tables.write_table(common, columns, f"{target}.csv", f"{target}.md")
-head, row = protocols[0], {m: file["row"] for m, file in files.items()}
-ratio = {key: row["padinv"][key] / row["psp"][key] for key in ("mse", "lpips_alex")}
-note = (
-    f"Test images of {domain} at {head['resolution']}² ({SOURCES[domain]}), in [−1, 1]; LPIPS v0.1. First table: the "
-    f"same images by every method; second: the encoders on {fast[0]['n_images']:,}, where PadInv leaves "
-    f"{ratio['mse']:.2f} of pSp's MSE and {ratio['lpips_alex']:.2f} of its LPIPS. Columns as in inversion.md."
-)
-atomic_write(f"{target}.md", f"{first}\n{second}\n{note}\n".encode())
+def main(domain: str) -> None:
+    folder, results = f"{domain}-64", Path("results")
+    files = {m: json.loads((results / folder / "rows" / f"{m}.json").read_text()) for m in METHODS}
+    protocols = [file["protocol"] for file in files.values()]
+    same = ("resolution", "image_range", "lpips_alex", "packages")
+    if any(p[key] != protocols[0][key] for p in protocols for key in same):
+        sys.exit(f"table: the rows of {domain} were not measured alike ({', '.join(same)}); measure them again")
 
-n = 8
-test = ImageDataset(f"data/{folder}/test.zip", head["resolution"])
-rows = {"original": to_float(test.tensor(range(n), progress=False))}
-rows |= {name: read_grid(results / folder / "rows" / f"{m}.png", head["resolution"], n) for m, name in METHODS.items()}
-show(panel(rows), results / "figures" / f"{domain}.png")
+    columns = ["method", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "edit_lpips", "style_distance", "n_images"]
+    common = [{**file["row"], **file["row"]["common"], "method": m} for m, file in files.items()]
+    fast = [file["row"] for file in files.values() if file["row"]["n_images"] > file["row"]["common"]["n_images"]]
+    target = results / "tables" / domain
+    second = tables.markdown_table(fast, [*columns[:6], "frechet", "n_images"])
+    first = tables.write_table(common, columns, f"{target}.csv", f"{target}.md")
+    head, row = protocols[0], {m: file["row"] for m, file in files.items()}
+    ratio = {key: row["padinv"][key] / row["psp"][key] for key in ("mse", "lpips_alex")}
+    note = (
+        f"Test images of {domain} at {head['resolution']}² ({SOURCES[domain]}), in [−1, 1]; LPIPS v0.1. First table: "
+        f"the same images by every method; second: the encoders on {fast[0]['n_images']:,}, where PadInv leaves "
+        f"{ratio['mse']:.2f} of pSp's MSE and {ratio['lpips_alex']:.2f} of its LPIPS. Columns as in inversion.md."
+    )
+    atomic_write(f"{target}.md", f"{first}\n{second}\n{note}\n".encode())
+
+    n = 8
+    test = ImageDataset(f"data/{folder}/test.zip", head["resolution"])
+    rows = {"original": to_float(test.tensor(range(n), progress=False))}
+    pictures = results / folder / "rows"
+    rows |= {name: read_grid(pictures / f"{m}.png", head["resolution"], n) for m, name in METHODS.items()}
+    show(panel(rows), results / "figures" / f"{domain}.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

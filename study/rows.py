@@ -93,7 +93,7 @@ def editability(run: Callable, G: Generator, n: int, seed: int = 0) -> dict[str,
     code, draw = run(x.clamp(-1, 1))
     found = {"native_lpips": metrics.compare(draw(code), x.clamp(-1, 1), nets=("alex",))["lpips_alex"]}
     values = []
-    for step in metrics.directions(G):
+    for step in metrics.native_edits(G):
         truth = G.synthesis(w + step).clamp(-1, 1)
         values.append(metrics.compare(draw(Code(code.w + step, code.p)), truth, nets=("alex",))["lpips_alex"])
     return metrics.summarise(found | {"edit_lpips": torch.cat(values)})
@@ -123,16 +123,18 @@ def measure(name: str, method: Method, settings: dict, data: str, folder: str, o
         y = draw(code)
     values = metrics.compare(y, x)
     row = {"method": name, "n_images": len(x), "generator_passes": method.generator_passes, **metrics.summarise(values)}
-    reference, label = metrics.frechet_features(x if len(x) >= 500 else x[:2], "vgg16")
     row["frechet"] = None
     if len(x) >= 500:
-        row["frechet"] = round(metrics.frechet_distance(reference, metrics.frechet_features(y, "vgg16")[0]), 4)
+        real, fake = (metrics.frechet_features(images, "vgg16")[0] for images in (x, y))
+        row["frechet"] = round(metrics.frechet_distance(real, fake), 4)
     some = {key: value[: settings["n_common"]] for key, value in values.items()}
     row["common"] = {"n_images": len(some["mse"]), **metrics.summarise(some)}
     row["style_distance"] = round(metrics.style_distance(code.w, G)[: settings["n_common"]].mean().item(), 4)
     row |= editability(run, G, settings["n_native"])
     paths = {key: folder / f"{key}.safetensors" for key in ("generator", method.encoder, method.residual) if key}
-    head = tables.protocol(len(x), G.resolution, label, device, {key: file_hash(path) for key, path in paths.items()})
+    hashes = {key: file_hash(path) for key, path in paths.items()}
+    head = tables.protocol(len(x), G.resolution, metrics.vgg_label(G.resolution), device, hashes)
+    head["n_native"] = settings["n_native"]  # images behind edit_lpips and native_lpips
     write_json(Path(out) / f"{name}.json", {"protocol": head, "row": row})
     save_grid(y[: settings["n_show"]].cpu(), Path(out) / f"{name}.png", columns=settings["n_show"])
     if timing:

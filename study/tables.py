@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from padinv.model.tensors import atomic_write
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Time
 
@@ -52,7 +54,7 @@ def protocol(n_images: int, resolution: int, frechet: str, device: torch.device 
 
     Args:
         n_images, resolution: of the images measured.
-        frechet: label of `frechet_features`.
+        frechet: label of `frechet_features`, or `vgg_label`.
         device: where the networks ran; only its type is stored, so that files agree between machines.
         checkpoints: name of each checkpoint and its `file_hash`.
     """
@@ -95,8 +97,6 @@ def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
 
 def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
     """Write rows as CSV (full precision) and as `markdown_table`, and return the Markdown."""
-    from padinv.model.tensors import atomic_write
-
     text, markdown = io.StringIO(), markdown_table(rows, columns)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -128,7 +128,8 @@ def test_vgg16_features_and_label():
 def test_vgg16_reduces_large_images(size, monkeypatch):
     sizes = []
     monkeypatch.setattr(metrics, "vgg_features", lambda model, x: sizes.append(x.shape[2:]) or x.mean((2, 3)))
-    assert frechet_features(torch.zeros(1, 3, size, size), "vgg16")[1] == "vgg16-conv5_3-gap-512@256"
+    label = frechet_features(torch.zeros(1, 3, size, size), "vgg16")[1]
+    assert label == metrics.vgg_label(size) == "vgg16-conv5_3-gap-512@256"
     assert sizes == [(256, 256)]
 
 

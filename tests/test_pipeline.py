@@ -14,7 +14,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tools import compare_metrics, notebook
+from tools import compare_metrics, imports, notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -25,6 +25,7 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kc
 
 
 PHOTOS = ROOT / "pipelines" / "photos"
+NOTEBOOKS = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 def stages_of(project: Path) -> list:
@@ -107,73 +108,41 @@ def test_stages_pass_parameters_that_the_notebook_has(stages, photos):
         notebook.parse(notebook.pair(words), notebook.defaults(notebook.read(ROOT / "notebooks" / f"{name}.ipynb")))
 
 
-def file_of(module: str) -> Path | None:
-    """The file of a module of this repository."""
-    path = ROOT / module.replace(".", "/")
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
-
-
-def imports(source: str) -> set[Path]:
-    """Files of padinv/ and study/ that a source imports, at the top or later. What `padinv` itself hands on counts only
-    where it is used: `padinv.invert` is of padinv/inversion/."""
-    handed_on, found = {}, set()
-    for node in ast.parse((ROOT / "padinv/__init__.py").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            handed_on |= {alias.name: node.module for alias in node.names}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "padinv":
-            found.add(f"padinv.{node.attr}")
-    found |= {handed_on[name.removeprefix("padinv.")] for name in found if name.removeprefix("padinv.") in handed_on}
-    files = {file_of(name) for name in found if name.partition(".")[0] in ("padinv", "study") and name != "padinv"}
-    return files - {None}
-
-
-def run_by(stage) -> set[Path]:
-    """Files of padinv/ and study/ that a stage's command runs: its module or notebook, and all that these import."""
-    commands = [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
-    here, todo, found = Path(stage.wdir), [], set()
-    for words in map(shlex.split, " && ".join(commands).split(" && ")):
-        if "-m" in words:
-            module = words[words.index("-m") + 1]
-            todo += [p for p in (file_of(module), file_of(f"{module}.__main__")) if p]
-        elif "-c" in words:
-            found |= imports(words[words.index("-c") + 1])
-        elif words[0] == "papermill" or words[1:3] and words[1].endswith("tools/notebook.py") and words[2] == "run":
-            name = next(Path(word).stem for word in words if word[:2].isdigit() or "build/notebooks" in word)
-            cells = notebook.read(ROOT / "notebooks" / f"{name}.ipynb").cells
-            found |= imports("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
-        elif words[0] == "python" and words[1].endswith(".py") and "tools/" not in words[1]:
-            todo.append((here / words[1]).resolve())
-    todo += found
-    while todo:
-        path = todo.pop()
-        found.add(path)
-        todo += imports(path.read_text()) - found
-    return found
+def runs(stage) -> set[str]:
+    """The modules of padinv/ and study/ that a stage's commands run."""
+    found = set()
+    for line in [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd:
+        for words in (shlex.split(command) for command in line.split("&&")):
+            notebooks = [Path(word).stem for word in words if Path(word).stem in NOTEBOOKS]
+            if "-m" in words:
+                module, what = words[words.index("-m") + 1 :][:2]
+                found.add(f"{module}.{what}" if module == "padinv.training" else module)
+            elif "-c" in words:
+                found |= imports.found(ast.parse(words[words.index("-c") + 1]))
+            elif words[0] == "papermill" or words[2:3] == ["run"]:
+                cells = notebook.read(ROOT / "notebooks" / f"{notebooks[0]}.ipynb").cells
+                source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+                found |= imports.found(ast.parse(source))
+            elif words[1].endswith(".py") and "tools" not in Path(words[1]).parts:
+                found |= imports.found(ast.parse((Path(stage.wdir) / words[1]).read_text()))
+    return imports.reached(found)
 
 
 @pytest.mark.parametrize("project", ["", "pipelines/photos", "pipelines/paper"], ids=["root", "photos", "paper"])
 def test_stages_depend_on_the_code_that_they_run(project):
-    missing = {}
-    for stage in stages_of(ROOT / project):
-        named = deps(stage)
-        for path in run_by(stage):
-            names = {p.relative_to(ROOT).as_posix() for p in (path, *path.parents) if p.is_relative_to(ROOT)}
-            if not names & named and path.name != "__init__.py":
-                missing.setdefault(stage.addressing, set()).add(path.relative_to(ROOT).as_posix())
-    assert not missing
+    stages = stages_of(ROOT / project)
+    assert len([stage for stage in stages if runs(stage)]) > 20
+    for stage in stages:
+        files = [imports.modules()[module] for module in runs(stage)]
+        missing = [str(f) for f in files if not {f, *f.parents} & set(map(Path, deps(stage))) and f.stem != "__init__"]
+        assert not missing, f"{stage.addressing} runs {sorted(missing)}"
 
 
-def test_what_a_command_runs_is_followed_through_imports():
-    (training,) = (stage for stage in stages_of(ROOT) if stage.name == "train-encoder@psp")
-    names = {path.relative_to(ROOT).as_posix() for path in run_by(training)}
-    assert {"padinv/training/__main__.py", "padinv/training/loop.py", "padinv/images/datasets.py"} <= names
-    assert not [name for name in names if name.startswith(("study/", "padinv/inversion/"))]
-    assert imports("import padinv\npadinv.invert(x, E, G)") == {ROOT / "padinv/inversion/optimise.py"}
+def test_what_a_command_runs_is_followed_through_imports(stages):
+    (training,) = (stage for stage in stages if stage.name == "train-encoder@psp")
+    assert {"padinv.training.loop", "padinv.images.datasets"} <= runs(training)
+    assert not [name for name in runs(training) if name.startswith(("study", "padinv.inversion"))]
+    assert "padinv.inversion.optimise" in imports.found(ast.parse("import padinv\npadinv.invert(x, E, G)"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -362,7 +331,7 @@ def test_run_in_place_stores_the_outputs_of_the_defaults(repo):
     assert [cell.id for cell in nb.cells] == ids
     call(repo, "clean")
     assert (repo / "build/notebooks/00_stars.ipynb").read_bytes() == cleaned
-    with pytest.raises(SystemExit, match="leave parameters and --out out"):
+    with pytest.raises(SystemExit, match="leave out parameters and --out"):
         call(repo, "run", "--in-place", "--n", "5")
 
 

@@ -63,6 +63,7 @@ def test_a_row_says_what_it_measured(folder, tmp_path, name, images, passes):
     row, head = file["row"], file["protocol"]
     assert (row["method"], row["n_images"], row["generator_passes"]) == (name, images, passes)
     assert row["common"]["n_images"] == min(images, 4) and head["n_images"] == images and row["frechet"] is None
+    assert head["n_native"] == TABLE["n_native"] and head["frechet"] == "vgg16-conv5_3-gap-512@32"
     assert set(row) >= {
         "mse",
         "psnr",
@@ -116,7 +117,7 @@ def test_styles_of_the_mapping_lie_at_one_and_others_further():
 def test_directions_are_the_main_axes_forth_and_back():
     torch.manual_seed(0)
     G = Generator(GeneratorConfig(32, 8, 8, 2, 128, 8)).eval()
-    steps = metrics.directions(G, components=2, strength=3.0)
+    steps = metrics.native_edits(G, components=2, strength=3.0)
     assert steps.shape == (4, 1, 8) and torch.equal(steps[2:], -steps[:2])
     w = G.mapping(torch.randn(10_000, 8))[:, 0]
     lengths = steps[:2, 0].norm(dim=1)

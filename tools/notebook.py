@@ -148,7 +148,7 @@ def run(name: str, pairs: list[tuple[str, str]], in_place: bool = False, out: st
     nb = clean(read(source), keep_ids=in_place)
     if in_place:
         if pairs or out:
-            raise NotebookError("--in-place stores the outputs of the default parameters: leave parameters and --out out")
+            raise NotebookError("--in-place stores outputs of the default parameters: leave out parameters and --out")
     elif read(root / "build" / "notebooks" / source.name) != nb:
         # DVC watches the cleaned copy: executing anything else would record a result under the wrong hash.
         raise NotebookError(f"build/notebooks/{source.name} is not the cleaned {source.name}; "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from padinv.images.datasets import read_image, to_float, to_uint8
 from padinv.model.codes import Padding
+from padinv.model.tensors import atomic_write
 from padinv.ops import pad_ring
 
 COLOURS = {"padinv": "#c8553d", "psp": "#33658a", "other": "#8d99ae", "mark": "#e0a030"}  # of curves and bars
@@ -122,8 +123,6 @@ def show(figure, path: str | Path = "") -> None:
     from IPython.display import Image as Displayed
     from IPython.display import display
 
-    from padinv.model.tensors import atomic_write
-
     if isinstance(figure, np.ndarray):
         picture = Image.fromarray(figure)
     else:
@@ -144,8 +143,6 @@ def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, 
     path write it: a GIF, the same bytes for the same frames. One palette serves all; a large file has fewer colours."""
     from IPython.display import Image as Displayed
     from IPython.display import display
-
-    from padinv.model.tensors import atomic_write
 
     height, width, _ = frames[0].shape
     strip = Image.fromarray(np.concatenate(frames))  # below each other, for the common palette

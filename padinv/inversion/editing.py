@@ -18,6 +18,7 @@ from torch import Tensor
 
 from padinv.measure.lpips import check_images, lpips
 from padinv.model.codes import Code
+from padinv.model.tensors import read_metadata
 
 MAX_STRENGTH = 3.0  # of an edit; further away generators draw nothing sensible
 KEYS = 64  # pixels along a side of the images in which `analogy` looks colours up
@@ -191,8 +192,6 @@ class Edit:
     @classmethod
     def load(cls, path, device="cpu") -> "Edit":
         """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
-        from padinv.model.tensors import read_metadata
-
         offset, metadata = Code.load(path, device), read_metadata(path)
         if "edit" not in metadata:
             raise ValueError(f"{path}: a code, expected an edit, as Edit.save writes")

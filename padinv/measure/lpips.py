@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 
+from padinv.model.tensors import load_tensors, save_tensors
+
 MIN_SIZE = 32  # pixels: AlexNet's last feature map is then a single one
 
 # Per compared map: max-pool before it (0: none), convolutions as (channels, kernel, stride, padding).
@@ -150,8 +152,6 @@ JAX_FILES = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16
 
 def export_lpips(path: str | os.PathLike, nets: tuple[str, ...] = ("alex",)) -> None:
     """Write what `lpips(net, weights=path)` needs to one safetensors file (alex 10 MB, vgg 59 MB)."""
-    from padinv.model.tensors import save_tensors
-
     states = {net: lpips(net).state_dict() for net in nets}
     save_tensors(path, {f"{net}.{k}": v for net in nets for k, v in states[net].items()}, {"kind": "lpips"})
 
@@ -160,8 +160,6 @@ def export_lpips(path: str | os.PathLike, nets: tuple[str, ...] = ("alex",)) -> 
 def read_weights(net: str, file: str | None) -> dict[str, Tensor]:
     """State of LPIPS(net) on the CPU, convolutions in channels_last. Modules share it unchanged."""
     if file is not None:
-        from padinv.model.tensors import load_tensors
-
         tensors, _ = load_tensors(file, kind="lpips")
         state = {k.removeprefix(f"{net}."): v for k, v in tensors.items() if k.startswith(f"{net}.")}
         if not state:

@@ -79,6 +79,11 @@ def summarise(values: dict[str, Tensor]) -> dict[str, float]:
 # Fréchet distance
 
 
+def vgg_label(side: int) -> str:
+    """Of `frechet_features` by VGG16, for images whose smaller side is so many pixels."""
+    return f"vgg16-conv5_3-gap-512@{min(FRECHET_SIZE, side)}"
+
+
 @torch.no_grad()
 def frechet_features(images: Tensor, network: str = "auto") -> tuple[Tensor, str]:
     """Features of the Fréchet distance, and the label that must stand beside every number made from them.
@@ -104,7 +109,7 @@ def frechet_features(images: Tensor, network: str = "auto") -> tuple[Tensor, str
         raise ValueError(f'network: expected "auto", "inception" or "vgg16", got {network!r}')
     check_images("images", images, MIN_SIZE, OUTPUT_LIMIT)
     size = min(FRECHET_SIZE, *images.shape[2:])
-    label = f"vgg16-conv5_3-gap-512@{size}"
+    label = vgg_label(size)
     if network != "vgg16":
         try:
             model, label = load_inception().to(images.device), "fid-inception-v3-pool3-2048"
@@ -192,7 +197,7 @@ def style_distance(w: Tensor, G: Generator, n: int = 10_000, seed: int = 0) -> T
 
 
 @torch.no_grad()
-def directions(G: Generator, components: int = 3, strength: float = 2.0, seed: int = 0) -> Tensor:
+def native_edits(G: Generator, components: int = 3, strength: float = 2.0, seed: int = 0) -> Tensor:
     """Steps along the main axes of W, forth and back: [2 · components, 1, w_dim], `strength` deviations long (GANSpace,
     Härkönen et al. 2020)."""
     z = torch.randn(10_000, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)

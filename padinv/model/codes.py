@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from padinv.model.tensors import load_tensors, save_tensors
 from padinv.ops import pad_ring, take_ring
 
 
@@ -201,8 +202,6 @@ class Code(_Linear):
 
     def save(self, path, **metadata) -> None:
         """Write the code to a safetensors file, at once or not at all; metadata values must be JSON."""
-        from padinv.model.tensors import save_tensors
-
         tensors = {"w": self.w}
         if self.p is not None:
             tensors |= {f"ring{i}": ring for i, ring in enumerate(self.p.rings)}
@@ -213,8 +212,6 @@ class Code(_Linear):
     @classmethod
     def load(cls, path, device="cpu") -> "Code":
         """Read what `save` wrote. Raises ValueError, naming the file, on anything else."""
-        from padinv.model.tensors import load_tensors
-
         tensors, metadata = load_tensors(path, kind="code", device=device)
         try:
             rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))

@@ -14,6 +14,7 @@ from padinv.files.checkpoints import load_encoder, load_generator, save_encoder
 from padinv.images.datasets import to_float
 from padinv.images.viz import save_grid
 from padinv.measure.identity import ArcFace, arcface
+from padinv.measure.lpips import lpips
 from padinv.model.codes import Code
 from padinv.model.encoder import Encoder
 from padinv.model.tensors import file_hash
@@ -72,8 +73,6 @@ def train_encoder(
     Raises:
         Stop, ValueError: as `train_generator`.
     """
-    from padinv.measure.lpips import lpips
-
     accelerator = start(config)
     inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
     likeness = arcface(config.identity_weights, accelerator.device, config.identity_box) if config.identity else None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from padinv import ops
+from padinv.ops import reference
 
 SOURCE = Path(__file__).parent / "csrc" / "ops.cu"
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -173,7 +173,7 @@ def bias_act_op(
     y, lib = like(x), kernels(x)
     if lib is None:
         act = "linear" if slope == 1 else "lrelu"
-        return settle(ops.bias_act.reference(x, bias, act, gain, noise, clamp), y, x)
+        return settle(reference.bias_act(x, bias, act, gain, noise, clamp), y, x)
     x, bias, noise = x.contiguous(memory_format=layout(x)), floats(bias), floats(noise)
     n, c, pixels = len(x), x.shape[1], math.prod(x.shape[2:])
     step = pixels if noise is not None and noise.numel() > pixels else 0
@@ -227,7 +227,7 @@ bias_act_backward.register_autograd(
 
 
 def bias_act(x, bias=None, act="lrelu", gain=None, noise=None, clamp=None):
-    slope, default = ops.ACTS[act]
+    slope, default = reference.ACTS[act]
     return bias_act_op(x, bias, noise, slope, float(default if gain is None else gain), clamp)
 
 
@@ -247,7 +247,7 @@ def upfirdn2d_op(
 ) -> Tensor:  # flip: a true convolution
     y, lib = like(x, out_size(x.shape, f, up, down, pad)), kernels(x)
     if lib is None:
-        return settle(ops.upfirdn2d.reference(x, f if flip else f.flip(0, 1), up, down, pad, gain), y, x)
+        return settle(reference.upfirdn2d(x, f if flip else f.flip(0, 1), up, down, pad, gain), y, x)
     x, f = x.contiguous(memory_format=layout(x)), floats(f)
     call(lib, "upfirdn2d", x, f, y, *x.shape, *y.shape[2:], up, down, *f.shape, pad[0], pad[2],
          layout(x) == torch.channels_last, flip, gain)  # fmt: skip
@@ -292,7 +292,7 @@ def ring_shapes(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def pad_ring_op(x: Tensor, ring: Tensor, style: Tensor | None) -> Tensor:
     y, lib = like(x, ring_shapes(x)[0]), kernels(x)
     if lib is None:
-        return settle(ops.pad_ring.reference(x, ring, style), y, x)
+        return settle(reference.pad_ring(x, ring, style), y, x)
     x, ring, style = x.contiguous(memory_format=layout(x)), ring.to(x.dtype).contiguous(), floats(style)
     call(lib, "pad_ring", x, ring, style, y, *x.shape[:3], layout(x) == torch.channels_last)
     return y
@@ -308,7 +308,7 @@ def pad_ring_backward(dy: Tensor, x: Tensor, style: Tensor | None) -> tuple[Tens
         dx.copy_(inner if style is None else inner * style.to(dy.dtype)[:, :, None, None])
         if style is not None:
             d_style.copy_((inner * x).sum(dim=(2, 3)))
-        d_ring.copy_(ops.take_ring(dy))
+        d_ring.copy_(reference.take_ring(dy))
         return dx, d_ring, d_style
     x, dy = x.contiguous(memory_format=layout(x)), dy.to(x.dtype).contiguous(memory_format=layout(x))
     style = floats(style)

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -386,41 +387,155 @@ def test_bad_requests_are_refused_before_anything_runs(repo):
 # tools/compare_metrics.py
 
 
-def test_compare_metrics(tmp_path, capsys):
-    a = {
-        "protocol": {"packages": {"torch": "2.1"}, "checkpoints": {"psp": "aa"}},
-        "rows": [{"method": "padinv", "mse": 0.1, "n": 9}, {"method": "psp", "mse": 0.2}],
-    }
-    paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
+@pytest.fixture(scope="module")
+def committed() -> str:
+    return (ROOT / "results/metrics/inversion.json").read_text()
 
-    def compare(b) -> None:
-        for path, value in zip(paths, (a, b), strict=True):
-            Path(path).write_text(json.dumps(value))
-        compare_metrics.main([*paths, "--tolerance", "5e-4"])
 
-    b = {
-        "protocol": json.loads(json.dumps(a["protocol"])),
-        "rows": [a["rows"][1], {"method": "padinv", "mse": 0.1004, "n": 9}],
-    }
-    compare(b)  # rows in another order
-    assert "2 numbers within 0.0005" in capsys.readouterr().out
-    b["rows"][1] = {"method": "padinv", "mse": 0.1006, "n": 8, "psnr": 1.0}
-    b["protocol"] = {"packages": {"torch": "2.0"}, "checkpoints": {"psp": "bb"}}
+@pytest.fixture
+def compare(tmp_path, committed):
+    """Compares the committed metrics with these, as make repro does."""
+    (tmp_path / "expected.json").write_text(committed)
+
+    def run(fresh: dict) -> None:
+        (tmp_path / "fresh.json").write_text(json.dumps(fresh))
+        arguments = [str(tmp_path / "expected.json"), str(tmp_path / "fresh.json"), "--measured", "psp", "padinv+100"]
+        compare_metrics.main(arguments)
+
+    return run
+
+
+def row(metrics: dict, method: str) -> dict:
+    return next(row for row in metrics["rows"] if row["method"] == method)
+
+
+def test_metrics_that_agree(committed, compare, capsys):
+    fresh = json.loads(committed)
+    fresh["rows"].reverse()
+    compare(fresh)
+    said = capsys.readouterr().out
+    assert "Measured anew: psp, padinv+100. " in said and "numbers agree" in said and "furthest" not in said
+
+    # Another machine: measured on one with an Intel CPU, where rows of encoders agreed to 1e-6.
+    row(fresh, "padinv+100")["common"] |= {"psnr": 23.8094, "mse": 0.018240}
+    row(fresh, "padinv+100")["edit_lpips"] = 0.087223
+    row(fresh, "psp")["mse"] += 1e-6
+    fresh["protocol"]["device"], fresh["protocol"]["packages"]["torch"] = "cuda", "2.13.0"
+    compare(fresh)
+    said = capsys.readouterr().out
+    assert "Note: protocol.device: expected 'cpu', got 'cuda'" in said
+    assert "Note: protocol.packages.torch: expected '2.12.1', got '2.13.0'" in said
+    assert "The furthest off, of 4: rows[padinv+100].common.mse: 0.018189, now 0.01824" in said
+
+
+def test_a_row_falsified_by_5_percent_is_named(committed, compare):
+    for method in (row["method"] for row in json.loads(committed)["rows"]):
+        for metric in (name for name in compare_metrics.TOLERANCES if name != "psnr"):
+            for factor in (0.95, 1.05):
+                fresh = json.loads(committed)
+                if (value := row(fresh, method)[metric]) and value > 1e-4:
+                    row(fresh, method)[metric] = value * factor
+                    with pytest.raises(SystemExit, match=re.escape(f"\n  rows[{method}].{metric}: expected {value}")):
+                        compare(fresh)
+        fresh = json.loads(committed)
+        row(fresh, method)["common"]["psnr"] -= 0.2  # 5 % of MSE
+        with pytest.raises(SystemExit, match=re.escape(f"rows[{method}].common.psnr")):
+            compare(fresh)
+
+
+def test_rows_of_encoders_are_held_closer_than_rows_with_steps(committed, compare):
+    fresh = json.loads(committed)
+    for method in ("padinv", "padinv+100", "w", "pti"):
+        row(fresh, method)["mse"] *= 1.004
     with pytest.raises(SystemExit) as error:
-        compare(b)
-    assert "Note: protocol.packages.torch: expected '2.1', got '2.0'" in capsys.readouterr().out
+        compare(fresh)
+    assert "rows[padinv].mse" in str(error.value) and str(error.value).count("expected 0") == 1
+
+
+def test_another_measurement_is_refused(committed, compare, capsys):
+    fresh = json.loads(committed)
+    fresh["protocol"]["checkpoints"]["psp"] = "bb"
+    row(fresh, "psp")["n_images"] = 999
+    row(fresh, "e4e")["mse"] = float("nan")
+    row(fresh, "padinv")["new"] = 1.0
+    del row(fresh, "padinv")["ssim"]
+    fresh["rows"].remove(row(fresh, "pti"))
+    with pytest.raises(SystemExit) as error:
+        compare(fresh)
     for part in (
-        "protocol.checkpoints.psp: expected 'aa'",
-        "mse: expected 0.1, got 0.1006",
-        "].n: expected 9",
-        "psnr: 1.0 is new",
+        "protocol.checkpoints.psp: expected '052df80",
+        "rows[psp].n_images: expected 1000, got 999",
+        "rows[e4e].mse: expected 0.05",
+        "got nan",
+        "rows[padinv].new: 1.0 is new",
+        "rows[padinv].ssim: expected 0.64",
+        "rows[pti].mse: expected 0.00",
     ):
         assert part in str(error.value)
-    with pytest.raises(SystemExit, match="rows\\[psp\\].mse: expected 0.2, missing"):
-        compare({"protocol": a["protocol"], "rows": a["rows"][:1]})
-    nan = {"protocol": a["protocol"], "rows": [{"method": "psp", "mse": float("nan")}, a["rows"][0]]}
-    with pytest.raises(SystemExit, match="got nan"):
-        compare(nan)
+    fresh["rows"].append(fresh["rows"][0])
+    with pytest.raises(SystemExit, match="Not comparable: rows: methods occur twice"):
+        compare(fresh)
+
+
+def test_make_repro_fails_where_the_committed_row_is_false(tmp_path, committed):
+    """The recipe of make repro in a repository of its own, with a dvc that does nothing."""
+    for name in ("Makefile", "params.yaml", "tools/compare_metrics.py", "results/tables/inversion.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, script in (("dvc", 'echo "dvc $@"'), ("python", f'exec "{sys.executable}" "$@"')):
+        (tmp_path / "env/bin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "env/bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "env/bin" / name).chmod(0o755)
+    for name in ("requirements.lock", "pyproject.toml", "env/.padinv-installed"):
+        (tmp_path / name).touch()
+    metrics = tmp_path / "results/metrics/inversion.json"
+    metrics.parent.mkdir()
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+
+    def repro(text: str) -> subprocess.CompletedProcess:
+        """With this text committed, and the true one measured."""
+        metrics.write_text(text)
+        for command in (["add", "results"], ["commit", "-q", "--allow-empty", "-m", "row"]):
+            subprocess.run([*git, *command], cwd=tmp_path, check=True)
+        metrics.write_text(committed)
+        command = ["make", "repro", "VENV=env", f"PYTHON={sys.executable}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = repro(committed)
+    assert done.returncode == 0, done.stderr
+    assert "dvc pull" in done.stdout and "dvc repro --force --single-item row@psp" in done.stdout
+    assert "| padinv+100 |" in done.stdout
+    assert "Measured anew: psp, e4e, padinv, restyle-padinv, padinv+10, padinv+100. " in done.stdout
+    assert "numbers agree" in done.stdout and "Discard them" not in done.stdout
+    done = repro(json.dumps(json.loads(committed)))  # the same numbers, other bytes
+    assert done.returncode == 0 and "results/metrics/inversion.json\n" in done.stdout
+    assert "Discard them:  git restore" in done.stdout
+
+    false = json.loads(committed)
+    row(false, "padinv")["mse"] *= 1.05
+    done = repro(json.dumps(false))
+    assert done.returncode == 2 and "rows[padinv].mse: expected" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What runs elsewhere
+
+
+def test_ci_and_devcontainer_run_what_there_is():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert set(workflow[True]) == {"push", "pull_request"}  # YAML reads the word "on" as true
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    lines = [line.strip() for line in (ROOT / ".ci/run").read_text().splitlines()]
+    assert [line for line in lines if line.startswith("make ")] == ["make env", "make lint", "make repro", "make test"]
+    subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
+
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    command, *targets = container["postCreateCommand"].split()
+    assert command == "make" and targets == ["env", "data"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

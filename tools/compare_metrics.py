@@ -1,13 +1,36 @@
-"""Compare two files of metrics: the same rows and protocol, and every number within a tolerance.
+"""Compare metrics with the committed ones: the same rows and protocol, each number within the tolerance of its metric.
 
-python tools/compare_metrics.py EXPECTED FRESH --tolerance 5e-4     EXPECTED may be "-" (standard input)
+python tools/compare_metrics.py EXPECTED FRESH --measured padinv padinv+100     EXPECTED may be "-" (standard input)
 """
 
 import argparse
+import functools
 import json
 import math
+import re
 import sys
 from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# How far a number may be off: of rows of encoders alone, and of rows with gradient steps. PSNR in dB, the others
+# relative to the committed number; beside that, one unit of the last digit that is written.
+TOLERANCES = {
+    "mse": (0.001, 0.015),
+    "psnr": (0.005, 0.06),
+    "ssim": (0.001, 0.005),
+    "lpips_alex": (0.001, 0.025),
+    "lpips_vgg": (0.001, 0.01),
+    "frechet": (0.001, 0.025),
+    "edit_lpips": (0.001, 0.025),
+    "native_lpips": (0.001, 0.025),
+    "style_distance": (0.001, 0.01),
+}
+DIGITS = {"frechet": 4, "style_distance": 4}  # written; of all others 6
+# Another device or version is worth a word; another checkpoint or number of images is another measurement.
+NOTED = ("protocol.device", "protocol.packages.")
 
 
 def flatten(value: object, name: str = "") -> dict[str, object]:
@@ -24,42 +47,66 @@ def flatten(value: object, name: str = "") -> dict[str, object]:
     return {key: leaf for child, item in items for key, leaf in flatten(item, child).items()} or {name: value}
 
 
-def differences(expected: object, fresh: object, tolerance: float) -> list[str]:
-    """One line for each entry that is missing, new or further off than the tolerance (absolute)."""
-    a, b, found = flatten(expected), flatten(fresh), []
+@functools.cache
+def stepped() -> set[str]:
+    """The methods of params.yaml that take gradient steps, whose rounding errors grow from step to step."""
+    rows = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["rows"]
+    return {name for name, row in rows.items() if row.get("steps") or row.get("tune")}
+
+
+def allowed(key: str, expected: float, steps: set[str]) -> float:
+    """The largest difference of an entry like "rows[padinv].common.mse"; 0 where the metric has no tolerance."""
+    metric, method = key.rpartition(".")[2], re.search(r"\[(.+?)\]", key)
+    if metric not in TOLERANCES:
+        return 0.0
+    tolerance = TOLERANCES[metric][bool(method) and method[1] in steps]
+    return tolerance * (1 if metric == "psnr" else abs(expected)) + 10.0 ** -DIGITS.get(metric, 6)
+
+
+def compare(expected: object, fresh: object) -> tuple[list[str], list[str]]:
+    """What is missing, new or further off than allowed, a line each; and a line for each number that is off at all, the
+    furthest (as a share of what is allowed) first."""
+    a, b, steps, wrong, off = flatten(expected), flatten(fresh), stepped(), [], []
     for key in [*a, *(key for key in b if key not in a)]:
         if key not in b:
-            found.append(f"{key}: expected {a[key]!r}, missing")
+            wrong.append(f"{key}: expected {a[key]!r}, missing")
         elif key not in a:
-            found.append(f"{key}: {b[key]!r} is new")
-        elif isinstance(a[key], float | int) and isinstance(b[key], float | int):
-            if not math.isclose(a[key], b[key], rel_tol=0, abs_tol=tolerance):
-                found.append(f"{key}: expected {a[key]}, got {b[key]} (off by {abs(a[key] - b[key]):.2g})")
+            wrong.append(f"{key}: {b[key]!r} is new")
+        elif isinstance(a[key], float) and isinstance(b[key], float):
+            limit, distance = allowed(key, a[key], steps), abs(a[key] - b[key])
+            if distance and not math.isclose(a[key], b[key], rel_tol=0, abs_tol=limit):
+                wrong.append(f"{key}: expected {a[key]}, got {b[key]} (off by {distance:.2g}, allowed {limit:.2g})")
+            elif distance:
+                off.append((distance / limit, f"{key}: {a[key]}, now {b[key]} (allowed {limit:.2g})"))
         elif a[key] != b[key]:
-            found.append(f"{key}: expected {a[key]!r}, got {b[key]!r}")
-    return found
+            wrong.append(f"{key}: expected {a[key]!r}, got {b[key]!r}")
+    return wrong, [line for _, line in sorted(off, reverse=True)]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("expected", help='JSON file, or "-" for standard input')
     parser.add_argument("fresh", help="JSON file")
-    parser.add_argument("--tolerance", type=float, default=5e-4, help="largest absolute difference (%(default)s)")
+    parser.add_argument("--measured", nargs="+", default=[], metavar="ROW", help="the rows measured anew, to be named")
     args = parser.parse_args(arguments)
     texts = [sys.stdin.read() if path == "-" else Path(path).read_text() for path in (args.expected, args.fresh)]
     try:
         expected, fresh = (json.loads(text) for text in texts)
-        found = differences(expected, fresh, args.tolerance)
+        wrong, off = compare(expected, fresh)
     except ValueError as error:
         sys.exit(f"Not comparable: {error}")
-    # Another device or version is worth a word; another checkpoint or number of images is another measurement.
-    notes = [line for line in found if line.startswith(("protocol.device:", "protocol.packages"))]
-    found = [line for line in found if line not in notes]
-    print("".join(f"Note: {line}\n" for line in notes), end="")
-    if found:
-        sys.exit("\n".join([f"{args.fresh} differs from what was expected:", *(f"  {line}" for line in found)]))
+    for line in wrong:
+        if line.startswith(NOTED):
+            print(f"Note: {line}")
+    wrong = [line for line in wrong if not line.startswith(NOTED)]
+    if args.measured:
+        print(f"Measured anew: {', '.join(args.measured)}. The other rows are as committed.")
+    if wrong:
+        sys.exit("\n".join([f"{args.fresh} differs from what was expected:", *(f"  {line}" for line in wrong)]))
     numbers = sum(isinstance(value, float) for value in flatten(fresh).values())
-    print(f"{args.fresh} equals the expected one: {numbers} numbers within {args.tolerance:g}.")
+    print(f"All {numbers} numbers agree with the committed ones, {numbers - len(off)} to the last digit.")
+    if off:
+        print(f"The furthest off, of {len(off)}: {off[0]}")
 
 
 if __name__ == "__main__":

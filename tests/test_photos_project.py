@@ -1,0 +1,131 @@
+"""pipelines/photos: its stages run on a shrunken domain, and publish.py hands over what they made."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from padinv import load_encoder
+from padinv.checkpoints import file_hash
+from tests.test_paper import ROOT, dvc, encoded, execute, stages_of
+
+PHOTOS = ROOT / "pipelines" / "photos"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The project of photographs in a copy of the repository, without data and with small parameters."""
+    top = tmp_path_factory.mktemp("repository")
+    for name in ("README.md", "params.yaml", "tools/readme.py", ".dvc/config"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, top / name)
+    shutil.copytree(ROOT / "results/tables", top / "results/tables")
+    local = shutil.ignore_patterns("tmp", "cache", "config.local", "sources", "data", "checkpoints", "runs", "results")
+    shutil.copytree(PHOTOS, top / "pipelines/photos", ignore=local)
+    shutil.copytree(ROOT / "padinv", top / "padinv", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
+        subprocess.run([*git, *command], cwd=top, check=True)
+
+    folder = top / "pipelines/photos"
+    text = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(text.replace("test: 400", "test: 10"))
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    tiny = {"widths": [4, 4, 8, 8], "se_reduction": 2, "pyramid_channels": 8, "head_channels": 4}
+    params["train_generator"] |= {"images": 8, "batch": 4, "grow": [], "channel_base": 256, "channel_max": 8}
+    params["train_encoder"] |= {"images": 8, "batch": 4}
+    params["train_encoder"]["encoder"] |= tiny | {"padding_channels": 8}
+    params["train_encoder"]["methods"]["padinv-split"]["images"] = 4
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    params = yaml.safe_load((top / "params.yaml").read_text())
+    params["table"] = {"n_images": 10, "n_common": 2, "n_tuned": 1, "n_native": 1, "n_show": 8}
+    params["rows"] = {name: row | ({"steps": 1} if "steps" in row else {}) for name, row in params["rows"].items()}
+    (top / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "sources").mkdir()
+    with zipfile.ZipFile(folder / "sources/afhq-cat-128.zip", "w") as z:
+        for i in range(18):
+            z.writestr(f"{i:03d}.png", encoded(i, "PNG", (128, 128)))
+    return folder
+
+
+def test_a_dry_run_needs_no_data(folder):
+    names = stages_of(folder)
+    out = dvc(folder, "repro", "--dry", "--force")
+    assert len(names) == 30 and all(f"Running stage '{name}'" in out for name in names)
+
+
+def test_a_shrunken_domain_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    stages = stages_of(folder)
+    dvc(folder, "repro", "data@cats")
+    wanted = ["train-generator@cats", "train-encoder@cats-psp", "train-encoder@cats-padinv", "train-split@cats",
+              *(name for name in stages if name.startswith("row-") and "@cats" in name), "table@cats"]  # fmt: skip
+    for name in wanted:
+        execute(stages[name].cmd)
+        for out in stages[name].outs:
+            assert Path(out.fs_path).exists(), (name, out.def_path)
+    assert load_encoder("checkpoints/cats-64/padinv-split.safetensors").padding is not None
+    row = json.loads(Path("results/cats-64/rows/psp+100.json").read_text())
+    assert row["row"]["n_images"] == 2 and row["row"]["generator_passes"] == 2
+    assert Path("results/tables/cats.md").read_text().count("| padinv+10 |") == 1
+    assert not list(Path("runs").rglob("state.pt"))
+
+
+@pytest.fixture
+def trained(folder, monkeypatch) -> Path:
+    """The project after dvc repro, by stages that write a word to each file."""
+    outs = ["checkpoints/cats-64/psp.safetensors", "results/cats-64/rows/psp.json", "results/cats-64/figures/psp.png",
+            "results/cats-64/curves/psp/plots/metrics/mse.tsv", "results/tables/cats.csv", "results/tables/cats.md",
+            "results/figures/cats.png"]  # fmt: skip
+    write = "import pathlib, sys; [pathlib.Path(p).parent.mkdir(parents=True, exist_ok=True) for p in sys.argv[1:]]; "
+    write += "[pathlib.Path(p).write_text(p) for p in sys.argv[1:]]"
+    stage = {"foreach": ["cats", "faces"], "do": {
+        "cmd": f"python -c '{write}' {' '.join(outs).replace('cats', '${item}')}",
+        "deps": ["sources/afhq-cat-128.zip"], "outs": [{o.replace("cats", "${item}"): {"cache": False}} for o in outs],
+    }}  # fmt: skip
+    for name in ("checkpoints", "results", "dvc.lock"):
+        subprocess.run(["rm", "-rf", str(folder / name)], check=True)
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"data": stage}}))
+    dvc(folder, "repro", "data@cats")
+    return folder
+
+
+def test_publish(trained):
+    top = trained.parents[1]
+    (top / "results/cats-64/rows").mkdir(parents=True)
+    (top / "results/cats-64/rows/gone.json").touch()
+
+    def publish(domain: str) -> subprocess.CompletedProcess:
+        command = ["env", f"PATH={Path(sys.executable).parent}:/usr/bin:/bin", sys.executable, "publish.py", domain]
+        return subprocess.run(command, cwd=trained, capture_output=True, text=True)
+
+    assert publish("dogs").stderr == "publish: expected one of faces, cats\n"
+    assert "publish: first dvc repro" in publish("faces").stderr
+    assert not (top / "checkpoints").exists()
+    done = publish("cats")
+    assert done.returncode == 0, done.stderr
+    new = subprocess.run(["git", "ls-files", "-o", "checkpoints", "results"], cwd=top, capture_output=True, text=True)
+    assert new.stdout.split() == [
+        "checkpoints/.gitignore",
+        "checkpoints/cats-64.dvc",
+        "checkpoints/cats-64/psp.safetensors",
+        "results/cats-64/curves/psp/plots/metrics/mse.tsv",
+        "results/cats-64/rows/psp.json",
+        "results/figures/cats.png",
+    ]
+    assert (top / "results/tables/cats.md").read_text() == "results/tables/cats.md"
+    assert "results/tables/cats.md" in (top / "README.md").read_text()
+    record = yaml.safe_load((top / "checkpoints/cats-64.dvc").read_text())
+    assert record["meta"]["commit"].endswith("-dirty") and record["meta"]["terms"] == "CC BY-NC 4.0"
+    lock = yaml.safe_load((trained / "dvc.lock").read_text())
+    assert record["meta"]["photographs_md5"] == lock["stages"]["data@cats"]["deps"][0]["md5"]
+    shutil.rmtree(top / "checkpoints/cats-64")
+    shutil.rmtree(top / ".dvc/cache")
+    dvc(top, "pull", "checkpoints/cats-64.dvc")  # from the store
+    published, made = top / "checkpoints/cats-64/psp.safetensors", trained / "checkpoints/cats-64/psp.safetensors"
+    assert file_hash(published) == file_hash(made)

@@ -14,7 +14,7 @@ STAMP  := $(VENV)/.padinv-installed
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data repro test bench lint format lab notebooks clean
+.PHONY: help env data repro retrain test bench lint format lab notebooks clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,6 +49,14 @@ repro: data  ## measure rows of the inversion table anew, print it, compare it w
 		"Files that hold what was measured anew (seconds differ from run to run):" "$$changed" \
 		"Keep them:     dvc push && git add README.md dvc.lock results store && git commit" \
 		"Discard them:  git restore README.md dvc.lock results && dvc checkout"
+
+# Frozen in dvc.yaml, since it takes hours. A run that was cut off goes on with the same command.
+TRAIN ?= $$("$(BIN)/dvc" stage list --name-only | grep ^train-)
+
+retrain: data  ## train what its code or settings left behind (TRAIN=train-encoder@psp: one), FORCE=1 all; hours
+	@cp dvc.yaml dvc.yaml.frozen && trap 'mv dvc.yaml.frozen dvc.yaml' EXIT && \
+		sed 's/frozen: true/frozen: false/' dvc.yaml.frozen > dvc.yaml && \
+		"$(BIN)/dvc" repro $(if $(FORCE),--force) --single-item $(TRAIN)
 
 test: data  ## unit tests, and every notebook against its stored outputs
 	"$(BIN)/pytest" --nbval

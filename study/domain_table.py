@@ -1,5 +1,6 @@
 """The inversion table and the figure of a domain of photographs: python -m study.domain_table faces"""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,10 @@ SOURCES = {
 }
 
 
-def main(domain: str) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="study.domain_table", description=__doc__)
+    parser.add_argument("domain", choices=SOURCES)
+    domain = parser.parse_args(arguments).domain
     folder, results = f"{domain}-64", Path("results")
     files = {m: json.loads((results / folder / "rows" / f"{m}.json").read_text()) for m in METHODS}
     protocols = [file["protocol"] for file in files.values()]
@@ -51,4 +55,4 @@ def main(domain: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from padinv import load_encoder
-from padinv.checkpoints import file_hash
+from padinv.model.tensors import file_hash
 from tests.test_paper import ROOT, dvc, encoded, execute, stages_of
 
 PHOTOS = ROOT / "pipelines" / "photos"
@@ -27,7 +27,8 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "results/tables", top / "results/tables")
     local = shutil.ignore_patterns("tmp", "cache", "config.local", "sources", "data", "checkpoints", "runs", "results")
     shutil.copytree(PHOTOS, top / "pipelines/photos", ignore=local)
-    shutil.copytree(ROOT / "padinv", top / "padinv", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("padinv", "study"):
+        shutil.copytree(ROOT / package, top / package, ignore=shutil.ignore_patterns("__pycache__"))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
         subprocess.run([*git, *command], cwd=top, check=True)

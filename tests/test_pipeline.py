@@ -1,6 +1,7 @@
 """dvc.yaml names what is there, and tools/notebook.py gives the same bytes or a clear error."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from padinv.model.tensors import file_hash, read_metadata
 from tools import compare_metrics, imports, notebook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,6 +148,30 @@ def test_what_a_command_runs_is_followed_through_imports(stages):
     assert "padinv.inversion.optimise" in imports.found(ast.parse("import padinv\npadinv.invert(x, E, G)"))
 
 
+def option(words: list[str], name: str, default: str | None = None) -> str | None:
+    return words[words.index(name) + 1] if name in words else default
+
+
+def test_training_is_frozen_and_its_checkpoints_are_of_the_settings_and_the_data(stages):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    trained = [stage for stage in stages if stage.name.startswith("train-")]
+    assert len(trained) > 15 and all(stage.frozen for stage in trained)
+    assert not [stage.addressing for stage in stages if stage.frozen and stage not in trained]
+    hashes = functools.cache(lambda path: file_hash(ROOT / path))
+    for stage in trained:
+        words = shlex.split(stage.cmd[0])
+        settings = dict(params[option(words, "--section", f"train_{words[3]}")])
+        if "methods" in settings:
+            method = settings.pop("methods")[option(words, "--method")]
+            settings |= method | {"encoder": settings.get("encoder", {}) | method.get("encoder", {})}
+        meta = json.loads(read_metadata(ROOT / option(words, "--out"))["meta"])
+        got = {key: meta["training"].get(key) for key in settings}
+        assert got == json.loads(json.dumps(settings)), stage.addressing
+        for name in ("data", "generator", "base", "init"):
+            path = option(words, f"--{name}")
+            assert meta.get(name) == (path and hashes(path)), f"{stage.addressing}: trained with another {name}"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What a fresh clone has
 
@@ -225,8 +251,6 @@ def test_the_root_never_meets_projects_of_their_own():
 
 @pytest.mark.parametrize("domain", ["cats", "faces"])
 def test_results_of_photographs_are_of_the_networks_that_are_shipped(domain):
-    from padinv.model.tensors import file_hash
-
     meta = yaml.safe_load((ROOT / f"checkpoints/{domain}-64.dvc").read_text())["meta"]
     assert {"trained_by", "commit", "photographs", "terms", "photographs_md5"} <= set(meta)
     rows = list((ROOT / f"results/{domain}-64/rows").glob("*.json"))

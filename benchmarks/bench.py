@@ -181,7 +181,7 @@ def peaks(device: str, precisions) -> dict[str, float]:
 
 
 def write_table(report: dict, folder: Path, name: str) -> None:
-    """All rows of a report as CSV; those of the smallest batch as the table that README shows."""
+    """All rows of a report as CSV; those of the smallest batch as Markdown."""
     runs = [run for run in ("ours", "graph", "compiled", "plain") if any(run in row["ms"] for row in report["rows"])]
     rows = [
         {key: row[key] for key in ("network", "row", "batch", "precision")}

@@ -1,4 +1,4 @@
-"""The benchmark runs, agrees with its reference, and writes what README's table is made of."""
+"""The benchmark runs, agrees with its reference, and writes what the table of docs/benchmarks.md is made of."""
 
 import json
 

@@ -2,7 +2,7 @@
 
 python publish.py faces      in this folder, after dvc repro; then look at git status in the root, and commit
 
-Photographs, executed notebooks and figures full of them stay here, but for the small figure of the README.
+Photographs, executed notebooks and figures full of them stay here, but for the small figure of docs/photographs.md.
 """
 
 import shutil

@@ -45,10 +45,10 @@ repro: data  ## measure rows of the inversion table anew, print it, compare it w
 	@echo && cat results/tables/inversion.md && echo
 	@git show HEAD:results/metrics/inversion.json | "$(BIN)/python" tools/compare_metrics.py \
 		- results/metrics/inversion.json --measured $(foreach row,$(ROWS),$(lastword $(subst @, ,$(row))))
-	@changed=$$(git status --short -- README.md dvc.lock results) && test -z "$$changed" || printf '%s\n' "" \
+	@changed=$$(git status --short -- README.md docs dvc.lock results) && test -z "$$changed" || printf '%s\n' "" \
 		"Files that hold what was measured anew (seconds differ from run to run):" "$$changed" \
-		"Keep them:     dvc push && git add README.md dvc.lock results store && git commit" \
-		"Discard them:  git restore README.md dvc.lock results && dvc checkout"
+		"Keep them:     dvc push && git add README.md docs dvc.lock results store && git commit" \
+		"Discard them:  git restore README.md docs dvc.lock results && dvc checkout"
 
 # Frozen in dvc.yaml, since it takes hours. A run that was cut off goes on with the same command.
 TRAIN ?= $$("$(BIN)/dvc" stage list --name-only | grep ^train-)

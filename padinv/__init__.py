@@ -10,14 +10,15 @@ from pathlib import Path
 
 from padinv.files.checkpoints import export_generator, load_encoder, load_generator
 from padinv.inversion.editing import Edit, analogy, blend, customize
-from padinv.inversion.optimise import invert
+from padinv.inversion.optimise import invert, project
 from padinv.model.codes import Code, Padding
 from padinv.model.encoder import Encoder, EncoderConfig
 from padinv.model.generator import Generator, GeneratorConfig
 
 __all__ = [
     "Code", "Edit", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
-    "analogy", "blend", "customize", "export_generator", "invert", "load_encoder", "load_generator", "project_root",
+    "analogy", "blend", "customize", "export_generator", "invert", "load_encoder", "load_generator", "project",
+    "project_root",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -1,7 +1,8 @@
-"""Training of the encoders."""
+"""Training of the encoders: an `EncoderTrainer` with the networks, the losses and a step, `train_encoder` around it."""
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from padinv.measure.identity import ArcFace, arcface
 from padinv.measure.lpips import lpips
 from padinv.model.codes import Code
 from padinv.model.encoder import Encoder
-from padinv.model.tensors import file_hash
+from padinv.model.generator import Generator
 from padinv.training.discriminators import Discriminator, LatentDiscriminator
-from padinv.training.loop import Batches, Loop, Run, average_gradients, r1_penalty, share_statistics, start, step_seed
+from padinv.training.loop import Batches, Loop, Run, average_gradients, frozen, r1_penalty, restore, share_statistics
 from padinv.training.views import views
 
 
@@ -49,6 +50,217 @@ class EncoderTraining(Run):
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
 
 
+def start_encoder(config: EncoderTraining, G: Generator, first: Encoder | None, init: str | None) -> Encoder:
+    """The encoder to train: a new one, one that goes on from the answers of `first`, or one with the weights of `init`.
+
+    Raises:
+        ValueError: the file is of another architecture, or the settings do not go together.
+    """
+    E = Encoder.for_generator(G, **config.encoder) if first is None else Encoder.residual_of(first)
+    if init:
+        trained = load_encoder(init)
+        if trained.config != E.config:
+            raise ValueError(f"init: {init} has another architecture than the settings; give it the same `encoder`")
+        E.load_state_dict(trained.state_dict())
+    if config.swap and (first is not None or E.padding is None):
+        raise ValueError("swap: needs an encoder that predicts P, and no residual one")
+    return E.to(G.const.device, memory_format=torch.channels_last).requires_grad_(True).train()
+
+
+class Adversary:
+    """A discriminator with its optimiser: logistic loss, lazy R1."""
+
+    def __init__(self, D: nn.Module, config: EncoderTraining, loop: Loop):
+        self.D, self.optimizer = D, Adam(D.parameters(), lr=config.adversarial_lr)
+        self.config, self.loop = config, loop
+
+    def fooled(self, x: Tensor) -> Tensor:
+        """The loss of who made x."""
+        with frozen(self.D):
+            return F.softplus(-self.D(x)).mean()
+
+    def step(self, real: Tensor, fake: Tensor) -> Tensor:
+        with self.loop.autocast():
+            loss = F.softplus(self.D(fake.detach())).mean() + F.softplus(-self.D(real)).mean()
+        penalty = 0.0
+        if self.loop.step % self.config.r1_every == 0:
+            penalty = 0.5 * self.config.r1_gamma * self.config.r1_every * r1_penalty(self.D, real)
+        self.loop.descend(self.D, self.optimizer, loss + penalty)
+        return loss
+
+
+class EncoderTrainer:
+    """The encoder E for a frozen G, its losses, and a step.
+
+    Attributes:
+        first: the encoder that a residual E goes on from, or None.
+        networks: modules and optimisers, in the order of the saved state.
+    """
+
+    def __init__(
+        self, config: EncoderTraining, loop: Loop, batches: Batches, G: Generator, base: str | None, init: str | None
+    ):
+        self.config, self.loop, self.batches, self.G = config, loop, batches, G
+        self.resolution = config.resolution or G.resolution
+        loop.seed(0)
+        self.first = load_encoder(base, loop.device).to(memory_format=torch.channels_last) if base else None
+        self.E = start_encoder(config, G, self.first, init)
+        share_statistics(self.E, loop.accelerator)
+        self.optimizer = Adam(self.E.parameters(), lr=config.lr)
+        self.networks = [self.E, self.optimizer]
+        if config.identity:
+            self.likeness = arcface(config.identity_weights, loop.device, config.identity_box)
+        self.perceptual = lpips("alex", loop.device, config.lpips_weights or None) if config.lpips else None
+        if config.adversarial:
+            D = Discriminator(replace(G.config, resolution=self.resolution))
+            self.of_images = self.adversary(D.to(loop.device, memory_format=torch.channels_last))
+        if config.w_adversarial:
+            self.of_codes = self.adversary(LatentDiscriminator(G.config.w_dim).to(loop.device))
+        if (state := loop.load()) is not None:
+            restore(self.networks, state["networks"])
+        some = [batches.images[i] for i in range(min(24, len(batches.images)))]
+        self.fixed = to_float(torch.stack(some).to(loop.device))  # images of the grid
+
+    def adversary(self, D: nn.Module) -> Adversary:
+        found = Adversary(D, self.config, self.loop)
+        self.networks += [found.D, found.optimizer]
+        return found
+
+    # What it predicts
+
+    def draw(self, code: Code) -> Tensor:
+        y = self.G(code)
+        return y if self.resolution == self.G.resolution else F.adaptive_avg_pool2d(y, self.resolution)  # [N, 3, r, r]
+
+    def unlocked(self, w: Tensor) -> Tensor:
+        """w with those layers tied to the first whose turn has not come yet (e4e, section 4.1)."""
+        if not self.config.unlock:
+            return w
+        alone, every = self.config.unlock
+        free = 1 + max(0, 1 + math.floor((self.loop.shown - alone) / every))
+        tied = torch.arange(self.G.num_ws, device=w.device)[:, None] >= free  # [num_ws, 1]
+        return torch.where(tied, w[:, :1], w)
+
+    def encode(self, x: Tensor, code: Code | None) -> Code:
+        """Of images; a residual encoder goes on from a code."""
+        if code is None:
+            return self.E(x)
+        with torch.no_grad():
+            y = self.draw(code)
+        return self.E(x, y, code)
+
+    def encode_swapped(self, x: Tensor, warped: Tensor) -> Code:
+        """2N codes, all with P of x: of x, and with W+ of its warped copies."""
+        code = self.E(torch.cat((x, warped)).contiguous(memory_format=torch.channels_last))
+        plain = code[: len(x)]
+        return Code(code.w, Code.cat([plain, plain]).p)
+
+    # What it learns from
+
+    def distances(self, y: Tensor, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Losses of each image, by the setting that weighs them: [N]."""
+        if self.config.mse:
+            yield "mse", (y - x).square().mean(dim=(1, 2, 3))
+        if self.config.lpips:
+            with self.loop.autocast():
+                error = self.perceptual(y, x)
+            yield "lpips", error
+
+    def penalties(self, y: Tensor, x: Tensor, code: Code, n: int) -> Iterator[tuple[str, Tensor]]:
+        """The other losses, by the setting that weighs them; n: of the images, those that are no views."""
+        config, w = self.config, code.w
+        if config.identity:
+            yield "identity", self.likeness(y[:n], x[:n]).mean()
+        if config.w_norm:
+            yield "w_norm", (w - self.G.w_avg).flatten(1).norm(dim=1).mean()
+        if config.adversarial:
+            with self.loop.autocast():
+                loss = self.of_images.fooled(y)
+            yield "adversarial", loss
+        if config.delta_norm:
+            yield "delta_norm", (w[:, 1:] - w[:, :1]).norm(dim=2).sum(dim=1).mean()
+        if config.w_adversarial:
+            yield "w_adversarial", self.of_codes.fooled(w.flatten(0, 1))
+
+    def losses(self, x: Tensor, code: Code | None) -> tuple[dict, Tensor, Tensor, Tensor, Code]:
+        """Of images, and of their codes so far: values for the curves, the loss, targets, answers, codes."""
+        n, swap = len(x), self.config.swap
+        if swap:
+            colours, warped = views(x)
+        with self.loop.autocast():
+            code = self.encode_swapped(x, warped) if swap else self.encode(x, code)
+            code = replace(code, w=self.unlocked(code.w))
+            y = self.draw(code)
+        x = torch.cat((x, colours)) if swap else x
+        weight = x.new_ones(len(x))
+        weight[n:] = swap
+        values, loss = {}, 0.0
+        for name, error in self.distances(y, x):
+            values[name] = error[:n].mean()
+            loss = loss + getattr(self.config, name) * (weight * error).sum() / n
+        for name, value in self.penalties(y, x, code, n):
+            values[name] = value
+            loss = loss + getattr(self.config, name) * value
+        return values, loss, x, y, code
+
+    # A step
+
+    def step(self) -> dict[str, Tensor]:
+        config, x = self.config, self.batches[self.loop.step].contiguous(memory_format=torch.channels_last)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.loop.shown / config.images))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * cosine)
+        if self.first is None:
+            return self.improve(x)[0]
+        with torch.no_grad(), self.loop.autocast():
+            code = self.first(x)
+        for _ in range(config.passes):
+            values, code = self.improve(x, code)
+        return values  # of the last pass
+
+    def improve(self, x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
+        """One step of the encoder, of a residual one from a code; what it predicted."""
+        self.optimizer.zero_grad(set_to_none=True)
+        values, seen, start = {}, [], 0
+        for part in x.chunk(self.config.accumulate):
+            share = len(part) / len(x)
+            given = None if code is None else code[start : start + len(part)]
+            start += len(part)
+            own, loss, *found = self.losses(part, given)
+            (share * loss).backward()
+            values = {key: values.get(key, 0) + share * value.detach() for key, value in own.items()}
+            seen.append([t.detach() for t in found])
+        average_gradients(self.loop.accelerator, self.E)
+        self.optimizer.step()
+        targets, answers, codes = zip(*seen, strict=True)
+        code = Code.cat(codes)
+        return values | self.discriminate(torch.cat(targets), torch.cat(answers), code.w), code
+
+    def discriminate(self, x: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+        """A step of each discriminator, on targets, answers and codes."""
+        values = {}
+        if self.config.adversarial:
+            values["loss_D"] = self.of_images.step(x, y)
+        if self.config.w_adversarial:
+            with torch.no_grad():
+                real = self.G.mapping(torch.randn(len(x), self.G.config.z_dim, device=x.device))
+            values["loss_D_w"] = self.of_codes.step(real.flatten(0, 1), w.flatten(0, 1))
+        return values
+
+    def state(self) -> dict:
+        return {"networks": [item.state_dict() for item in self.networks]}
+
+    def grid(self, path: Path) -> None:
+        x = self.fixed
+        self.E.eval()
+        with torch.no_grad(), self.loop.autocast():
+            code = self.E(x) if self.first is None else self.first(x)
+            for _ in range(self.config.passes if self.first else 0):
+                code = self.E(x, self.draw(code), code)
+            save_grid(torch.stack((x, self.draw(code)), dim=1).flatten(0, 1), path)  # pairs side by side
+        self.E.train()
+
+
 def train_encoder(
     data: str,
     generator: str,
@@ -73,174 +285,15 @@ def train_encoder(
     Raises:
         Stop, ValueError: as `train_generator`.
     """
-    accelerator = start(config)
-    inputs = {"data": file_hash(data) if Path(data).is_file() else str(data), "generator": file_hash(generator)}
-    likeness = arcface(config.identity_weights, accelerator.device, config.identity_box) if config.identity else None
-    others = (("base", base), ("init", init), ("arcface", likeness and config.identity_weights))
-    inputs |= {key: file_hash(path) for key, path in others if path}
-    loop = Loop(config, accelerator, run_dir, curves, inputs)
-    G = load_generator(generator, accelerator.device).to(memory_format=torch.channels_last)
+    weights = config.identity_weights if config.identity else None
+    loop = Loop(config, run_dir, curves, data, generator=generator, base=base, init=init, arcface=weights)
+    G = load_generator(generator, loop.device).to(memory_format=torch.channels_last)
     r = config.resolution or G.resolution
     if r > G.resolution or G.resolution % r:
         raise ValueError(f"resolution: expected a divisor of the generator's {G.resolution}, got {r}")
-    batches = Batches(data, r, config, accelerator)
-
-    def draw(code: Code) -> Tensor:
-        y = G(code)
-        return y if r == G.resolution else F.adaptive_avg_pool2d(y, r)  # [N, 3, r, r]
-
-    torch.manual_seed(step_seed(config.seed, 0, -2))
-    first = load_encoder(base, accelerator.device).to(memory_format=torch.channels_last) if base else None
-    E = Encoder.residual_of(first) if base else Encoder.for_generator(G, **config.encoder)
-    if init:
-        trained = load_encoder(init)
-        if trained.config != E.config:
-            raise ValueError(f"init: {init} has another architecture than the settings; give it the same `encoder`")
-        E.load_state_dict(trained.state_dict())
-    if config.swap and (base or E.padding is None):
-        raise ValueError("swap: needs an encoder that predicts P, and no residual one")
-    E = E.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(True).train()
-    share_statistics(E, accelerator)
-    perceptual = lpips("alex", accelerator.device, config.lpips_weights or None) if config.lpips else None
-    networks = [E, Adam(E.parameters(), lr=config.lr)]
-    if config.adversarial:
-        D = Discriminator(replace(G.config, resolution=r)).to(accelerator.device, memory_format=torch.channels_last)
-        networks += [D, Adam(D.parameters(), lr=config.adversarial_lr)]
-    if config.w_adversarial:
-        D_w = LatentDiscriminator(G.config.w_dim).to(accelerator.device)
-        networks += [D_w, Adam(D_w.parameters(), lr=config.adversarial_lr)]
-    state = loop.load()
-    if state is not None:
-        for item, saved in zip(networks, state["networks"], strict=True):
-            item.load_state_dict(saved)
-
-    def discriminate(D: nn.Module, optimizer: Adam, real: Tensor, fake: Tensor) -> Tensor:
-        """A step of a discriminator: logistic loss, lazy R1."""
-        with accelerator.autocast():
-            loss = F.softplus(D(fake.detach())).mean() + F.softplus(-D(real)).mean()
-        penalty = 0.0
-        if loop.step % config.r1_every == 0:
-            penalty = 0.5 * config.r1_gamma * config.r1_every * r1_penalty(D, real)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + penalty).backward()
-        average_gradients(accelerator, D)
-        optimizer.step()
-        return loss
-
-    def unlocked(w: Tensor) -> Tensor:
-        """w with those layers tied to the first whose turn has not come yet (e4e, section 4.1)."""
-        if not config.unlock:
-            return w
-        alone, every = config.unlock
-        free = 1 + max(0, 1 + math.floor((loop.step * config.batch - alone) / every))
-        tied = torch.arange(G.num_ws, device=w.device)[:, None] >= free  # [num_ws, 1]
-        return torch.where(tied, w[:, :1], w)
-
-    def step() -> dict:
-        x = batches[loop.step].contiguous(memory_format=torch.channels_last)
-        progress = loop.step * config.batch / config.images
-        for group in networks[1].param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * progress))
-            group["lr"] = config.lr * (config.lr_final + (1 - config.lr_final) * cosine)
-        if first is None:
-            return improve(x)[0]
-        with torch.no_grad(), accelerator.autocast():
-            code = first(x)
-        for _ in range(config.passes):
-            values, code = improve(x, code)
-        return values  # of the last pass
-
-    def losses(x: Tensor, code: Code | None) -> tuple[dict, Tensor, Tensor, Tensor, Code]:
-        """Of images, and of their codes so far: values for the curves, the loss, targets, answers, codes."""
-        n, weight = len(x), x.new_ones(len(x))
-        if config.swap:
-            colours, warped = views(x)
-            seen = torch.cat((x, warped)).contiguous(memory_format=torch.channels_last)  # [2N, 3, S, S]
-            x = torch.cat((x, colours))  # [2N, 3, R, R]
-            weight = torch.cat((weight, config.swap * weight))
-        with accelerator.autocast():
-            if config.swap:
-                code = E(seen)
-                plain = code[: len(seen) // 2]
-                code = Code(code.w, Code.cat([plain, plain]).p)
-            elif code is None:
-                code = E(x)
-            else:
-                with torch.no_grad():
-                    y = draw(code)
-                code = E(x, y, code)
-            code = replace(code, w=unlocked(code.w))
-            y = draw(code)
-        values, loss = {}, 0.0
-        if config.mse:
-            error = (y - x).square().mean(dim=(1, 2, 3))  # [N]
-            values["mse"] = error[:n].mean()
-            loss = loss + config.mse * (weight * error).sum() / n
-        if config.lpips:
-            with accelerator.autocast():
-                error = perceptual(y, x)  # [N]
-            values["lpips"] = error[:n].mean()
-            loss = loss + config.lpips * (weight * error).sum() / n
-        if config.identity:
-            values["identity"] = likeness(y[:n], x[:n]).mean()
-            loss = loss + config.identity * values["identity"]
-        if config.w_norm:
-            values["w_norm"] = (code.w - G.w_avg).flatten(1).norm(dim=1).mean()
-            loss = loss + config.w_norm * values["w_norm"]
-        if config.adversarial:
-            D.requires_grad_(False)
-            with accelerator.autocast():
-                values["adversarial"] = F.softplus(-D(y)).mean()
-            D.requires_grad_(True)
-            loss = loss + config.adversarial * values["adversarial"]
-        if config.delta_norm:
-            values["delta_norm"] = (code.w[:, 1:] - code.w[:, :1]).norm(dim=2).sum(dim=1).mean()
-            loss = loss + config.delta_norm * values["delta_norm"]
-        if config.w_adversarial:
-            D_w.requires_grad_(False)
-            values["w_adversarial"] = F.softplus(-D_w(code.w.flatten(0, 1))).mean()
-            D_w.requires_grad_(True)
-            loss = loss + config.w_adversarial * values["w_adversarial"]
-        return values, loss, x, y, code
-
-    def improve(x: Tensor, code: Code | None = None) -> tuple[dict, Code]:
-        """One step of the encoder, of a residual one from a code; what it predicted."""
-        networks[1].zero_grad(set_to_none=True)
-        values, shown, start = {}, [], 0
-        for part in x.chunk(config.accumulate):
-            share = len(part) / len(x)
-            given = None if code is None else code[start : start + len(part)]
-            start += len(part)
-            own, loss, *seen = losses(part, given)
-            (share * loss).backward()
-            values = {key: values.get(key, 0) + share * value.detach() for key, value in own.items()}
-            shown.append([t.detach() for t in seen])
-        average_gradients(accelerator, E)
-        networks[1].step()
-        targets, answers, codes = zip(*shown, strict=True)
-        x, y, code = torch.cat(targets), torch.cat(answers), Code.cat(codes)
-        if config.adversarial:
-            values["loss_D"] = discriminate(D, networks[3], x, y)
-        if config.w_adversarial:
-            with torch.no_grad():
-                real = G.mapping(torch.randn(len(x), G.config.z_dim, device=x.device))
-            values["loss_D_w"] = discriminate(D_w, networks[-1], real.flatten(0, 1), code.w.flatten(0, 1))
-        return values, code.detach()
-
-    some = [batches.images[i] for i in range(min(24, len(batches.images)))]
-    fixed = to_float(torch.stack(some).to(accelerator.device))
-
-    def grid(path: Path) -> None:
-        E.eval()
-        with torch.no_grad(), accelerator.autocast():
-            code = first(fixed) if base else E(fixed)
-            for _ in range(config.passes if base else 0):
-                code = E(fixed, draw(code), code)
-            save_grid(torch.stack((fixed, draw(code)), dim=1).flatten(0, 1), path)  # pairs side by side
-        E.train()
-
-    loop.run(step, lambda: {"networks": [item.state_dict() for item in networks]}, grid)
-    E.eval()
-    if accelerator.is_main_process:
-        save_encoder(E, out, training=dataclasses.asdict(config), images=loop.step * config.batch, **inputs)
+    trainer = EncoderTrainer(config, loop, Batches(data, r, config, loop.accelerator), G, base, init)
+    loop.run(trainer)
+    E = trainer.E.eval()
+    if loop.accelerator.is_main_process:
+        save_encoder(E, out, **loop.provenance())
     return E

@@ -1,9 +1,9 @@
-"""Training of the generator."""
+"""Training of the generator: `Networks` of a resolution, a `GeneratorTrainer` of them, `train_generator` around it."""
 
 import copy
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,8 @@ from torch.optim import Adam
 from padinv.files.checkpoints import save_generator
 from padinv.images.viz import save_grid
 from padinv.model.generator import Generator, GeneratorConfig
-from padinv.model.tensors import file_hash
 from padinv.training.discriminators import Discriminator, FeatureDiscriminator
-from padinv.training.loop import Batches, Loop, Run, average_gradients, r1_penalty, start, step_seed
+from padinv.training.loop import Batches, Loop, Run, follow, frozen, r1_penalty, restore
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,137 @@ def stage(config: GeneratorTraining, images: int) -> int:
     return next((r for r, until in config.grow if images < until), config.resolution)
 
 
+LOSSES = {  # by discriminator: its loss, of logits of fakes and of reals, and the generator's, of logits of fakes
+    "images": (lambda fake, real: F.softplus(fake).mean() + F.softplus(-real).mean(),
+               lambda fake: F.softplus(-fake).mean()),
+    "features": (lambda fake, real: F.relu(1 + fake).mean() + F.relu(1 - real).mean(),
+                 lambda fake: -fake.mean()),
+}  # fmt: skip
+
+
+class Networks(NamedTuple):
+    """Of one resolution, with their optimisers, in the order of the saved state."""
+
+    G: Generator
+    D: nn.Module
+    G_ema: Generator
+    opt_G: Adam
+    opt_D: Adam
+
+
+def build(config: GeneratorTraining, resolution: int, device: torch.device, old: Networks | None = None) -> Networks:
+    """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
+    fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
+    architecture = GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields})
+    G = Generator(architecture)
+    D = FeatureDiscriminator(resolution) if config.discriminator == "features" else Discriminator(architecture)
+    G_ema = copy.deepcopy(G)
+    if old is not None:
+        for new, trained in ((G, old.G), (D, old.D), (G_ema, old.G_ema)):
+            shapes = {name: t.shape for name, t in new.state_dict().items()}
+            known = {name: t for name, t in trained.state_dict().items() if shapes.get(name) == t.shape}
+            new.load_state_dict(known, strict=False)
+        for g in (G, G_ema):  # the grown generator starts as the up-sampled one
+            nn.init.zeros_(g.blocks[-1].to_rgb.weight)
+    G, D, G_ema = (m.to(device, memory_format=torch.channels_last) for m in (G, D, G_ema))
+    G_ema.eval().requires_grad_(False)
+    # StyleGAN2, appendix B: as many updates, fewer penalties.
+    lazy_G = config.path_length_every / (config.path_length_every + 1) if config.path_length else 1.0
+    lazy_D = config.r1_every / (config.r1_every + 1) if config.r1_gamma else 1.0
+    lr_D = config.lr if config.discriminator_lr is None else config.discriminator_lr
+
+    def optimizer(module: nn.Module, lr: float, c: float) -> Adam:
+        trained = [t for t in module.parameters() if t.requires_grad]
+        return Adam(trained, lr=lr * c, betas=(config.beta1**c, config.beta2**c))
+
+    return Networks(G, D, G_ema, optimizer(G, config.lr, lazy_G), optimizer(D, lr_D, lazy_D))
+
+
+class GeneratorTrainer:
+    """The networks, of the resolution that the loop has come to, and a step of them."""
+
+    def __init__(self, config: GeneratorTraining, loop: Loop, batches: Batches):
+        self.config, self.loop, self.batches = config, loop, batches
+        self.loss_D, self.loss_G = LOSSES[config.discriminator]
+        state = loop.load()
+        self.set(stage(config, loop.shown) if state is None else state["resolution"])
+        self.pl_mean = torch.zeros([], device=loop.device)  # of path lengths
+        if state is not None:
+            restore(self.networks, state["networks"])
+            self.pl_mean = state["pl_mean"]
+        self.z_grid = torch.randn(64, config.z_dim, generator=torch.Generator().manual_seed(config.seed))
+
+    def set(self, resolution: int, old: Networks | None = None) -> None:
+        self.loop.seed(resolution)
+        self.resolution, self.networks = resolution, build(self.config, resolution, self.loop.device, old)
+
+    def step(self) -> dict[str, Tensor]:
+        config, shown = self.config, self.loop.shown
+        if (resolution := stage(config, shown)) != self.resolution:
+            self.set(resolution, self.networks)
+        real = F.adaptive_avg_pool2d(self.batches[self.loop.step], resolution)  # [N, 3, r, r]
+        real = real.contiguous(memory_format=torch.channels_last)
+        values = self.step_D(real) | self.step_G(len(real))
+        # A short memory at first, else the average would drag the untrained start along.
+        half_life = min(config.ema_images, 0.05 * (shown + config.batch))
+        follow(self.networks.G_ema, self.networks.G, config.batch, half_life)
+        return values
+
+    def fake(self, n: int) -> tuple[Tensor, Tensor]:
+        """n images of fresh z, and their codes; some take a second z from a random layer on (style mixing)."""
+        config, G = self.config, self.networks.G
+        z = torch.randn(2 * n, config.z_dim, device=self.loop.device)
+        w, other = G.mapping(z).chunk(2)  # 2 × [N, num_ws, w_dim]
+        with torch.no_grad():
+            G.w_avg.lerp_(w[:, 0].mean(dim=0), 0.005)
+        cut = torch.randint(1, G.num_ws, (n, 1, 1), device=z.device)
+        cut = torch.where(torch.rand_like(cut, dtype=torch.float32) < config.style_mixing, cut, G.num_ws)
+        w = torch.where(torch.arange(G.num_ws, device=z.device)[:, None] < cut, w, other)
+        with self.loop.autocast():
+            return G.synthesis(w, noise=config.noise), w
+
+    def step_D(self, real: Tensor) -> dict[str, Tensor]:
+        config, D = self.config, self.networks.D
+        with torch.no_grad():
+            x, _ = self.fake(len(real))
+        with self.loop.autocast():
+            logits_fake, logits_real = D(x), D(real)
+        loss = self.loss_D(logits_fake, logits_real)
+        values = {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
+        if config.r1_gamma and self.loop.step % config.r1_every == 0:
+            values["r1"] = r1_penalty(D, real)
+            gamma = config.r1_gamma * (self.resolution / config.resolution) ** 2
+            loss = loss + 0.5 * gamma * config.r1_every * values["r1"]
+        self.loop.descend(D, self.networks.opt_D, loss)
+        return values
+
+    def step_G(self, n: int) -> dict[str, Tensor]:
+        config, G, D = self.config, self.networks.G, self.networks.D
+        with frozen(D):
+            x, w = self.fake(n)
+            with self.loop.autocast():
+                loss = self.loss_G(D(x))
+            values = {"loss_G": loss}
+            if config.path_length and self.loop.step % config.path_length_every == 0:
+                y = torch.randn_like(x) / self.resolution
+                (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)
+                length = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
+                self.pl_mean = self.pl_mean.lerp(length.detach().mean(), 0.01)
+                penalty = (length - self.pl_mean).square().mean()
+                loss = loss + config.path_length * config.path_length_every * penalty
+            self.loop.descend(G, self.networks.opt_G, loss)
+        return values
+
+    def state(self) -> dict:
+        states = [item.state_dict() for item in self.networks]
+        return {"networks": states, "resolution": self.resolution, "pl_mean": self.pl_mean}
+
+    def grid(self, path: Path) -> None:
+        G = self.networks.G_ema
+        with torch.no_grad(), self.loop.autocast():
+            save_grid(G.synthesis(G.mapping(self.z_grid.to(self.loop.device))), path)
+
+
 def train_generator(
     data: str, out: str, config: GeneratorTraining, run_dir: str, curves: str | None = None
 ) -> Generator:
@@ -64,138 +194,15 @@ def train_generator(
         Stop: ended early by a signal or by values that are not finite; the state is kept.
         ValueError: no images, another discriminator, or a run folder that holds another run.
     """
-    if config.discriminator not in ("images", "features"):
+    if config.discriminator not in LOSSES:
         raise ValueError(f'discriminator: expected "images" or "features", got {config.discriminator!r}')
-    features = config.discriminator == "features"
-    accelerator = start(config)
-    inputs = {"data": file_hash(data) if Path(data).is_file() else str(data)}
-    loop = Loop(config, accelerator, run_dir, curves, inputs)
-    batches = Batches(data, config.resolution, config, accelerator)
-
-    def build(resolution: int, old: tuple | None = None) -> tuple[Generator, Discriminator, Generator, Adam, Adam]:
-        """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
-        torch.manual_seed(step_seed(config.seed, resolution, -2))
-        fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
-        architecture = GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields})
-        G = Generator(architecture)
-        D = FeatureDiscriminator(resolution) if features else Discriminator(architecture)
-        G_ema = copy.deepcopy(G)
-        if old is not None:
-            for new, trained in zip((G, D, G_ema), old[:3], strict=True):
-                shapes = {name: t.shape for name, t in new.state_dict().items()}
-                known = {name: t for name, t in trained.state_dict().items() if shapes.get(name) == t.shape}
-                new.load_state_dict(known, strict=False)
-            for g in (G, G_ema):  # the grown generator starts as the up-sampled one
-                nn.init.zeros_(g.blocks[-1].to_rgb.weight)
-        G, D, G_ema = (m.to(accelerator.device, memory_format=torch.channels_last) for m in (G, D, G_ema))
-        G_ema.eval().requires_grad_(False)
-        # StyleGAN2, appendix B: as many updates, fewer penalties.
-        lazy_G = config.path_length_every / (config.path_length_every + 1) if config.path_length else 1.0
-        lazy_D = config.r1_every / (config.r1_every + 1) if config.r1_gamma else 1.0
-        lr_D = config.lr if config.discriminator_lr is None else config.discriminator_lr
-        optimizers = [
-            Adam([t for t in m.parameters() if t.requires_grad], lr=lr * c, betas=(config.beta1**c, config.beta2**c))
-            for m, lr, c in ((G, config.lr, lazy_G), (D, lr_D, lazy_D))
-        ]
-        return G, D, G_ema, *optimizers
-
-    state = loop.load()
-    resolution = stage(config, loop.step * config.batch)
-    if state is not None:
-        resolution = state["resolution"]
-    networks = build(resolution)
-    pl_mean = torch.zeros([], device=accelerator.device)
-    if state is not None:
-        for item, saved in zip(networks, state["networks"], strict=True):
-            item.load_state_dict(saved)
-        pl_mean = state["pl_mean"]
-
-    def fake(n: int) -> tuple[Tensor, Tensor]:
-        """n images of fresh z, and their codes; some take a second z from a random layer on (style mixing)."""
-        G = networks[0]
-        z = torch.randn(2 * n, config.z_dim, device=accelerator.device)
-        w, other = G.mapping(z).chunk(2)  # 2 × [N, num_ws, w_dim]
-        with torch.no_grad():
-            G.w_avg.lerp_(w[:, 0].mean(dim=0), 0.005)
-        cut = torch.randint(1, G.num_ws, (n, 1, 1), device=z.device)
-        cut = torch.where(torch.rand_like(cut, dtype=torch.float32) < config.style_mixing, cut, G.num_ws)
-        w = torch.where(torch.arange(G.num_ws, device=z.device)[:, None] < cut, w, other)
-        with accelerator.autocast():
-            return G.synthesis(w, noise=config.noise), w
-
-    def update(module: nn.Module, optimizer: Adam, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(accelerator, module)
-        optimizer.step()
-
-    def step() -> dict:
-        nonlocal networks, resolution, pl_mean
-        shown = loop.step * config.batch
-        if stage(config, shown) != resolution:
-            resolution = stage(config, shown)
-            networks = build(resolution, networks)
-        G, D, G_ema, opt_G, opt_D = networks
-        real = batches[loop.step]
-        real = F.adaptive_avg_pool2d(real, resolution).contiguous(memory_format=torch.channels_last)  # [N, 3, r, r]
-        n, values = len(real), {}
-
-        with torch.no_grad():
-            x, _ = fake(n)
-        with accelerator.autocast():
-            logits_fake, logits_real = D(x), D(real)
-        if features:  # hinge
-            loss = F.relu(1 + logits_fake).mean() + F.relu(1 - logits_real).mean()
-        else:
-            loss = F.softplus(logits_fake).mean() + F.softplus(-logits_real).mean()
-        values |= {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
-        if config.r1_gamma and loop.step % config.r1_every == 0:
-            penalty = r1_penalty(D, real)
-            gamma = config.r1_gamma * (resolution / config.resolution) ** 2
-            loss = loss + 0.5 * gamma * config.r1_every * penalty
-            values["r1"] = penalty
-        update(D, opt_D, loss)
-
-        D.requires_grad_(False)
-        x, w = fake(n)
-        with accelerator.autocast():
-            loss = -D(x).mean() if features else F.softplus(-D(x)).mean()
-        values["loss_G"] = loss
-        if config.path_length and loop.step % config.path_length_every == 0:
-            y = torch.randn_like(x) / resolution
-            (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)
-            length = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
-            pl_mean = pl_mean.lerp(length.detach().mean(), 0.01)
-            loss = loss + config.path_length * config.path_length_every * (length - pl_mean).square().mean()
-        update(G, opt_G, loss)
-        D.requires_grad_(True)
-
-        # A short memory at first, else the average would drag the untrained start along.
-        half_life = min(config.ema_images, 0.05 * (shown + config.batch))
-        with torch.no_grad():
-            weight = 1 - 0.5 ** (config.batch / half_life)
-            torch._foreach_lerp_(list(G_ema.parameters()), list(G.parameters()), weight)
-            for average, buffer in zip(G_ema.buffers(), G.buffers(), strict=True):
-                average.copy_(buffer)
-        return values
-
-    z_grid = torch.randn(64, config.z_dim, generator=torch.Generator().manual_seed(config.seed))
-
-    def grid(path: Path) -> None:
-        with torch.no_grad(), accelerator.autocast():
-            G_ema = networks[2]
-            save_grid(G_ema.synthesis(G_ema.mapping(z_grid.to(accelerator.device))), path)
-
-    def state_now() -> dict:
-        states = [item.state_dict() for item in networks]
-        return {"networks": states, "resolution": resolution, "pl_mean": pl_mean}
-
-    loop.run(step, state_now, grid)
-    G_ema = networks[2]
+    loop = Loop(config, run_dir, curves, data)
+    trainer = GeneratorTrainer(config, loop, Batches(data, config.resolution, config, loop.accelerator))
+    loop.run(trainer)
+    G = trainer.networks.G_ema
     with torch.no_grad():  # of the averaged mapping, which differs a little from the one that w_avg followed
         z = torch.randn(10_000, config.z_dim, generator=torch.Generator().manual_seed(config.seed))
-        G_ema.w_avg.copy_(G_ema.mapping(z.to(accelerator.device))[:, 0].mean(dim=0))
-    if accelerator.is_main_process:
-        shown = loop.step * config.batch
-        save_generator(G_ema, out, config.half, training=dataclasses.asdict(config), images=shown, **inputs)
-    return G_ema
+        G.w_avg.copy_(G.mapping(z.to(loop.device))[:, 0].mean(dim=0))
+    if loop.accelerator.is_main_process:
+        save_generator(G, out, config.half, **loop.provenance())
+    return G

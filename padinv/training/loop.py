@@ -1,27 +1,33 @@
 """What all trainings share: settings, batches, several processes, saved states, curves.
 
-Every random number of step k follows from (seed, k, process), so a resumed run repeats what an unbroken one does.
+A training makes a `Loop` (processes, saved state), `Batches` (images) and a `Trainer` (networks, one step), and calls
+`loop.run(trainer)`. Every random number of step k follows from (seed, k, process), so a resumed run repeats what an
+unbroken one does.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed.nn as distributed_nn
 from accelerate import Accelerator
 from torch import Tensor, distributed, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
-from padinv.model.tensors import atomic_write
+from padinv.model.tensors import atomic_write, file_hash
 from padinv.ops.frozen import keep_memory
 
 
@@ -40,6 +46,10 @@ class Run:
     log_every: int = 20  # steps between points of the curves
     save_every: int = 600  # seconds between saved states
     grid_every: int = 10_000  # images between sample grids
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images and random numbers
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -98,6 +108,10 @@ class Batches:
         return x
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Parts of a step
+
+
 def average_gradients(accelerator: Accelerator, module: nn.Module) -> None:
     """The gradient of the global batch in every process, in one message. Explicit rather than through a wrapped
     module, since the losses here call methods other than `forward`."""
@@ -143,6 +157,32 @@ def r1_penalty(D: nn.Module, x: Tensor) -> Tensor:
     return gradient.square().flatten(1).sum(dim=1).mean()
 
 
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within it the module's weights get no gradients."""
+    module.requires_grad_(False)
+    yield
+    module.requires_grad_(True)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, images: int, half_life: float) -> None:
+    """Let a moving average of weights, whose half-life is in images, take in a step of so many; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - 0.5 ** (images / half_life))
+    for mine, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        mine.copy_(buffer)
+
+
+def restore(items: Iterable, states: list[dict]) -> None:
+    """Modules and optimisers as they were saved."""
+    for item, state in zip(items, states, strict=True):
+        item.load_state_dict(state)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
 def start(config: Run) -> Accelerator:
     """The processes, devices and precision of a run."""
     modes = {"fp32": "no", "bf16": "bf16"}
@@ -158,24 +198,72 @@ class Stop(Exception):
     """Training ended early, its state saved."""
 
 
+class Trainer(Protocol):
+    """What `Loop.run` needs of a training."""
+
+    def step(self) -> dict[str, Tensor]:
+        """Learn from batch `loop.step`; values for the curves."""
+
+    def state(self) -> dict:
+        """What a resumed run needs: tensors, numbers, and lists and dicts of them."""
+
+    def grid(self, path: Path) -> None:
+        """Write a picture of how far it is."""
+
+
 class Loop:
-    """Progress, curves, saved states and signals around a training step.
+    """Processes, progress, curves, saved states and signals around the steps of a training.
 
     The state in `run_dir` is one file, replaced at once: a kill at any moment leaves the previous or the new one.
+
+    Attributes:
+        step: the number of the present step, from 0.
+        shown: images shown in the steps before.
+        accelerator, device: of this process.
+        inputs: hashes of what the result depends on beside the settings.
     """
 
-    def __init__(self, config: Run, accelerator: Accelerator, run_dir: Path, curves: Path | None, inputs: dict):
-        self.config, self.accelerator, self.run_dir, self.curves = config, accelerator, Path(run_dir), curves
-        self.step, self.history, self.sums, self.inputs = 0, [], {}, inputs
+    def __init__(self, config: Run, run_dir: str, curves: str | None, data: str, **files: str | None):
+        """data: folder or zip of images. files: further ones that the result depends on, or None."""
+        self.config, self.run_dir, self.curves = config, Path(run_dir), curves
+        self.accelerator = start(config)
+        self.device, self.autocast = self.accelerator.device, self.accelerator.autocast
+        self.files = {"data": data} | {name: path for name, path in files.items() if path}
+        self.step, self.history, self.sums = 0, [], {}
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.state_path = self.run_dir / "state.pt"
 
+    @functools.cached_property
+    def inputs(self) -> dict[str, str]:
+        hashes = {name: file_hash(path) for name, path in self.files.items() if name != "data"}
+        data = self.files["data"]
+        return {"data": file_hash(data) if Path(data).is_file() else str(data)} | hashes
+
+    @property
+    def shown(self) -> int:
+        return self.step * self.config.batch
+
+    def seed(self, part: int) -> None:
+        """Start the random numbers anew for one part of the set-up."""
+        torch.manual_seed(step_seed(self.config.seed, part, -2))
+
+    def descend(self, module: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+        """A step of the optimiser down the mean loss of all processes."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.accelerator, module)
+        optimizer.step()
+
+    def provenance(self) -> dict:
+        """What a checkpoint says of its training."""
+        return {"training": dataclasses.asdict(self.config), "images": self.shown, **self.inputs}
+
     def load(self) -> dict | None:
         """The saved state of an earlier run with the same configuration and inputs, or None."""
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
         if not self.state_path.exists():
             return None
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
-        mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
         saved = json.loads(state["config"])
         # What may change within a run.
         free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
@@ -228,8 +316,8 @@ class Loop:
         for path in Path(self.curves).glob("metrics.json"):  # volatile and unused
             path.unlink()
 
-    def run(self, step: Callable[[], dict], state: Callable[[], dict], grid: Callable[[Path], None]) -> None:
-        """Call `step` until `images` are shown; raise `Stop` after saving when asked to end by SIGTERM or Ctrl-C."""
+    def run(self, trainer: Trainer) -> None:
+        """Steps until `images` are shown; raises `Stop` after saving when asked to end by SIGTERM or Ctrl-C."""
         config, stop = self.config, []
         handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
         steps = math.ceil(config.images / config.batch)
@@ -239,26 +327,24 @@ class Loop:
         try:
             while self.step < steps:
                 torch.manual_seed(step_seed(config.seed, self.step, self.accelerator.process_index))
-                self.log(step())
+                self.log(trainer.step())
                 self.step += 1
                 self.bar.update(config.batch)
-                shown = self.step * config.batch
-                if self.accelerator.is_main_process and shown // config.grid_every > (
-                    (shown - config.batch) // config.grid_every
-                ):
-                    grid(self.run_dir / f"samples-{shown:08d}.png")
+                new = self.shown // config.grid_every > (self.shown - config.batch) // config.grid_every
+                if new and self.accelerator.is_main_process:
+                    trainer.grid(self.run_dir / f"samples-{self.shown:08d}.png")
                     atomic_write(self.run_dir / "history.json", json.dumps(self.history).encode())
                 due = torch.tensor([time.monotonic() - saved > config.save_every, bool(stop)], dtype=torch.float32)
                 due = self.accelerator.reduce(due.to(self.accelerator.device), "sum") > 0  # every process agrees
                 if due.any():
-                    self.save(state())
+                    self.save(trainer.state())
                     saved = time.monotonic()
                 if due[1]:
-                    raise Stop(f"asked to end at {shown:,} of {config.images:,} images; state saved in {self.run_dir}, "
-                               "the same command goes on from there")  # fmt: skip
+                    raise Stop(f"asked to end at {self.shown:,} of {config.images:,} images; state saved in "
+                               f"{self.run_dir}, the same command goes on from there")  # fmt: skip
         finally:
             self.bar.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        self.save(state())
+        self.save(trainer.state())
         self.write_curves()

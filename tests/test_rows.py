@@ -113,18 +113,6 @@ def test_styles_of_the_mapping_lie_at_one_and_others_further():
     assert (away > own).float().mean() > 0.95 and away.mean() > 2.5 * own.mean()
 
 
-def test_directions_are_the_main_axes_forth_and_back():
-    torch.manual_seed(0)
-    G = Generator(GeneratorConfig(32, 8, 8, 2, 128, 8)).eval()
-    steps = metrics.directions(G, components=2, strength=3.0)
-    assert steps.shape == (4, 1, 8) and torch.equal(steps[2:], -steps[:2])
-    w = G.mapping(torch.randn(10_000, 8))[:, 0]
-    lengths = steps[:2, 0].norm(dim=1)
-    spread = ((w - w.mean(dim=0)) @ (steps[:2, 0] / lengths[:, None]).T).std(dim=0)
-    torch.testing.assert_close(lengths, 3 * spread, rtol=0.05, atol=0)
-    assert lengths[0] > lengths[1]
-
-
 def test_errors_say_what_is_known(folder, tmp_path):
     with pytest.raises(SystemExit, match=r"method: expected one of \['padinv', .* got 'hfgi'"):
         run(folder, "hfgi", tmp_path)

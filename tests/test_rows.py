@@ -15,6 +15,7 @@ from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.tensors import file_hash
 from study import rows
+from study.domain_table import all_images, read_rows, same_images
 from study.rows import Method, editability, solve
 
 TABLE = {"n_images": 6, "n_common": 4, "n_tuned": 2, "n_native": 2, "n_show": 2}
@@ -122,3 +123,16 @@ def test_errors_say_what_is_known(folder, tmp_path):
     with pytest.raises(SystemExit, match="enkoder"):
         rows.main(["x", "--data", str(folder), "--checkpoints", str(folder), "--out", str(tmp_path),
                         "--params", str(folder / "wrong.yaml")])  # fmt: skip
+
+
+def test_a_table_holds_rows_that_were_measured_alike(folder, tmp_path):
+    for name in ("padinv", "padinv+2"):
+        run(folder, name, tmp_path)
+    protocol, found = read_rows(tmp_path, ["padinv+2", "padinv"])
+    assert list(found) == ["padinv+2", "padinv"] and protocol["n_images"] == 6
+    assert [row["n_images"] for row in same_images(found)] == [4, 4] and all_images(found) == [found["padinv"]]
+    file = json.loads((tmp_path / "padinv+2.json").read_text())
+    for change in ({"resolution": 64}, {"checkpoints": file["protocol"]["checkpoints"] | {"generator": "another"}}):
+        (tmp_path / "other.json").write_text(json.dumps(file | {"protocol": file["protocol"] | change}))
+        with pytest.raises(ValueError, match="not measured as the other rows .(resolution|generator)"):
+            read_rows(tmp_path, ["padinv", "other"])

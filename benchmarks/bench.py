@@ -192,11 +192,10 @@ def write_table(report: dict, folder: Path, name: str) -> None:
     ]
     few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
     columns = list(rows[0])
-    tables.write_table(rows, columns, folder / f"{name}.csv", folder / f"{name}.md")
     peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
     note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
     note += f" Left out: {'; '.join(report['left_out'])}." if report["left_out"] else ""
-    atomic_write(folder / f"{name}.md", f"{tables.markdown_table(few, columns)}\n{note}\n".encode())
+    tables.write_table(folder / name, few, columns, note, whole=(rows, columns))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from tqdm import tqdm
 from padinv.files.checkpoints import load_encoder, load_generator
 from padinv.images.datasets import ImageDataset, to_float
 from padinv.images.viz import save_grid
-from padinv.inversion.optimise import invert, project, tune
+from padinv.inversion.directions import pca_directions
+from padinv.inversion.optimise import draw, invert, project, tune
 from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
@@ -51,14 +53,11 @@ class Method:
 
 
 def solve(method: Method, G: Generator, folder: Path) -> Callable[[Tensor], tuple[Code, Callable[[Code], Tensor]]]:
-    """The function x -> (code, draw) of a method, where draw(code) gives images [N, 3, R, R] of codes of that batch: by
-    G, or by generators tuned to each image."""
+    """The function x -> (code, render) of a method, where render(code) gives images [N, 3, R, R] of codes of that
+    batch: by G, or by generators tuned to each image."""
     device = G.const.device
     names = {"E": method.encoder, "residual": method.residual}
     encoders = {k: load_encoder(folder / f"{v}.safetensors", device) for k, v in names.items() if v}
-
-    def plain(code: Code) -> Tensor:
-        return torch.cat([G(part) for part in map(code.__getitem__, batches(len(code)))])
 
     def run(x: Tensor) -> tuple[Code, Callable[[Code], Tensor]]:
         if method.project:
@@ -67,7 +66,7 @@ def solve(method: Method, G: Generator, folder: Path) -> Callable[[Tensor], tupl
             code = invert(x, G=G, **encoders, steps=method.steps, space=method.space,
                           domain_weight=method.domain_weight, progress=True)  # fmt: skip
         if not method.tune:
-            return code, plain
+            return code, partial(draw, G=G)
         with tqdm(total=len(x) * method.tune, unit="step") as bar:
             tuned = [tune(x[i : i + 1], code[i], G, method.tune, bar=bar) for i in range(len(x))]
         return code, lambda code: torch.cat([own(one) for own, one in zip(tuned, code, strict=True)])
@@ -75,14 +74,11 @@ def solve(method: Method, G: Generator, folder: Path) -> Callable[[Tensor], tupl
     return run
 
 
-def batches(n: int, size: int = 50) -> list[slice]:
-    return [slice(i, i + size) for i in range(0, n, size)]
-
-
 @torch.no_grad()
 def editability(run: Callable, G: Generator, n: int, seed: int = 0) -> dict[str, float]:
     """Does an edit do to the inversion what it does to the image? Known for images of the generator itself: their true
-    code moves along the main axes of W, and so does the code that the method finds; LPIPS-Alex between the two results.
+    code moves two deviations along the main axes of W, forth and back, and so does the code that the method finds;
+    LPIPS-Alex between the two results.
 
     Returns:
         "edit_lpips", its mean over n images and the edits, and "native_lpips", the same before any edit.
@@ -90,12 +86,12 @@ def editability(run: Callable, G: Generator, n: int, seed: int = 0) -> dict[str,
     z = torch.randn(n, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)
     w = G.mapping(z, truncation=0.7)  # [n, num_ws, w_dim]
     x = G.synthesis(w)
-    code, draw = run(x.clamp(-1, 1))
-    found = {"native_lpips": metrics.compare(draw(code), x.clamp(-1, 1), nets=("alex",))["lpips_alex"]}
-    values = []
-    for step in metrics.native_edits(G):
+    code, render = run(x.clamp(-1, 1))
+    found = {"native_lpips": metrics.compare(render(code), x.clamp(-1, 1), nets=("alex",))["lpips_alex"]}
+    values, axes = [], pca_directions(G, 3).w
+    for step in 2 * torch.cat((axes, -axes)):
         truth = G.synthesis(w + step).clamp(-1, 1)
-        values.append(metrics.compare(draw(Code(code.w + step, code.p)), truth, nets=("alex",))["lpips_alex"])
+        values.append(metrics.compare(render(Code(code.w + step, code.p)), truth, nets=("alex",))["lpips_alex"])
     return metrics.summarise(found | {"edit_lpips": torch.cat(values)})
 
 
@@ -117,10 +113,10 @@ def measure(name: str, method: Method, settings: dict, data: str, folder: str, o
     test = ImageDataset(data, G.resolution)
     x = to_float(test.tensor(range(min(n, len(test))))).to(device)  # [N, 3, R, R]
     start = time.perf_counter()
-    code, draw = run(x)
+    code, render = run(x)
     seconds = (time.perf_counter() - start) / len(x)
     with torch.no_grad():
-        y = draw(code)
+        y = render(code)
     values = metrics.compare(y, x)
     row = {"method": name, "n_images": len(x), "generator_passes": method.generator_passes, **metrics.summarise(values)}
     row["frechet"] = None

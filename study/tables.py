@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -95,12 +96,35 @@ def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_table(rows: Sequence[dict], columns: Sequence[str], path_csv, path_md) -> str:
-    """Write rows as CSV (full precision) and as `markdown_table`, and return the Markdown."""
-    text, markdown = io.StringIO(), markdown_table(rows, columns)
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path_csv, text.getvalue().encode())
-    atomic_write(path_md, markdown.encode())
-    return markdown
+def write_table(
+    path: str | Path,
+    rows: Sequence[dict],
+    columns: Sequence[str],
+    *below: str,
+    whole: tuple[Sequence[dict], Sequence[str]] | None = None,
+) -> str:
+    """Write rows as `markdown_table` with what stands below it (another table, a note), and as CSV in full precision.
+
+    Args:
+        path: of both files, without suffix; "": none is written.
+        whole: rows and columns of the CSV, where it has more than the page.
+
+    Returns:
+        The page.
+    """
+    page = "\n".join((markdown_table(rows, columns), *(part.rstrip("\n") + "\n" for part in below)))
+    if path:
+        rows, columns = whole or (rows, columns)
+        writer = csv.DictWriter(text := io.StringIO(), columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write(f"{path}.csv", text.getvalue().encode())
+        atomic_write(f"{path}.md", page.encode())
+    return page
+
+
+def show_table(*args, **settings) -> None:
+    """Display what `write_table` writes, in a notebook."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(write_table(*args, **settings)))

@@ -210,12 +210,17 @@ def test_json_bytes_are_stable(tmp_path):
 
 def test_table(tmp_path):
     rows = [{"method": "a|b", "mse": 0.123456, "n": 3, "other": 1}, {"method": "c, d", "n": 4}]
-    text = write_table(rows, ["method", "mse", "n"], tmp_path / "t.csv", tmp_path / "t.md")
+    columns = ["method", "mse", "n"]
+    text = write_table(tmp_path / "t", rows, columns)
     assert (tmp_path / "t.md").read_text() == text
     lines = ["| method | mse | n |", "| --- | --- | --- |", "| a\\|b | 0.1235 | 3 |", "| c, d |  | 4 |"]
     assert text.splitlines() == lines
+    assert write_table("", rows, columns, "A note.", text) == f"{text}\nA note.\n\n{text}"
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "t.md"}
     with open(tmp_path / "t.csv") as file:
         assert list(csv.DictReader(file)) == [
             {"method": "a|b", "mse": "0.123456", "n": "3"},
             {"method": "c, d", "mse": "", "n": "4"},
         ]
+    write_table(tmp_path / "t", rows, columns, whole=(rows[:1], ["other"]))
+    assert (tmp_path / "t.md").read_text() == text and (tmp_path / "t.csv").read_text() == "other\n1\n"

@@ -15,6 +15,7 @@ from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.tensors import file_hash
 from study import rows
+from study.domain_table import all_images, read_rows, same_images
 from study.rows import Method, editability, solve
 
 TABLE = {"n_images": 6, "n_common": 4, "n_tuned": 2, "n_native": 2, "n_show": 2}
@@ -114,18 +115,6 @@ def test_styles_of_the_mapping_lie_at_one_and_others_further():
     assert (away > own).float().mean() > 0.95 and away.mean() > 2.5 * own.mean()
 
 
-def test_directions_are_the_main_axes_forth_and_back():
-    torch.manual_seed(0)
-    G = Generator(GeneratorConfig(32, 8, 8, 2, 128, 8)).eval()
-    steps = metrics.native_edits(G, components=2, strength=3.0)
-    assert steps.shape == (4, 1, 8) and torch.equal(steps[2:], -steps[:2])
-    w = G.mapping(torch.randn(10_000, 8))[:, 0]
-    lengths = steps[:2, 0].norm(dim=1)
-    spread = ((w - w.mean(dim=0)) @ (steps[:2, 0] / lengths[:, None]).T).std(dim=0)
-    torch.testing.assert_close(lengths, 3 * spread, rtol=0.05, atol=0)
-    assert lengths[0] > lengths[1]
-
-
 def test_errors_say_what_is_known(folder, tmp_path):
     with pytest.raises(SystemExit, match=r"method: expected one of \['padinv', .* got 'hfgi'"):
         run(folder, "hfgi", tmp_path)
@@ -135,3 +124,16 @@ def test_errors_say_what_is_known(folder, tmp_path):
     with pytest.raises(SystemExit, match="enkoder"):
         rows.main(["x", "--data", str(folder), "--checkpoints", str(folder), "--out", str(tmp_path),
                         "--params", str(folder / "wrong.yaml")])  # fmt: skip
+
+
+def test_a_table_holds_rows_that_were_measured_alike(folder, tmp_path):
+    for name in ("padinv", "padinv+2"):
+        run(folder, name, tmp_path)
+    protocol, found = read_rows(tmp_path, ["padinv+2", "padinv"])
+    assert list(found) == ["padinv+2", "padinv"] and protocol["n_images"] == 6
+    assert [row["n_images"] for row in same_images(found)] == [4, 4] and all_images(found) == [found["padinv"]]
+    file = json.loads((tmp_path / "padinv+2.json").read_text())
+    for change in ({"resolution": 64}, {"checkpoints": file["protocol"]["checkpoints"] | {"generator": "another"}}):
+        (tmp_path / "other.json").write_text(json.dumps(file | {"protocol": file["protocol"] | change}))
+        with pytest.raises(ValueError, match="not measured as the other rows .(resolution|generator)"):
+            read_rows(tmp_path, ["padinv", "other"])

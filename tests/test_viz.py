@@ -1,4 +1,4 @@
-"""Animations, and grids that are read again."""
+"""Animations, grids that are read again, and points with names."""
 
 import io
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from padinv.images.datasets import to_float, to_uint8
-from padinv.images.viz import FIGURE_BYTES, animate, read_grid, save_grid
+from padinv.images.viz import FIGURE_BYTES, animate, axes, read_grid, save_grid, scatter
 
 
 @pytest.fixture
@@ -44,3 +44,18 @@ def test_a_grid_is_read_as_it_was_written(tmp_path):
     x = to_float(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     save_grid(x, tmp_path / "grid.png", columns=5)
     assert torch.equal(to_uint8(read_grid(tmp_path / "grid.png", 16, 4)), to_uint8(x[:4]))
+
+
+def test_names_lie_on_no_point_and_on_no_other_name():
+    rng = np.random.default_rng(0)
+    points = {f"method {i}": tuple(xy) for i, xy in enumerate(rng.normal(0, 0.1, (12, 2)))} | {"alone": (1, 1)}
+    figure, (ax,) = axes(width=6, height=4)
+    scatter(ax, points, dict.fromkeys(points, "#000000"), xlim=(-1, 1.2))
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    assert [text.get_text() for text in ax.texts if text.get_text()] == list(points)
+    for i, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:i] + boxes[i + 1 :])
+        assert not any(box.contains(*xy) for xy in ax.transData.transform(list(points.values())))
+        assert ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+    at = np.array(points["alone"])
+    assert np.hypot(*(boxes[-1].min - ax.transData.transform(at))) < 20, "a name with room stays beside its point"

@@ -167,14 +167,57 @@ def curve(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([int(row["step"]) / 1000 for row in rows]), np.array([float(row[metric]) for row in rows])
 
 
-def log_scale(axis) -> None:
-    """Make a matplotlib axis logarithmic, with plain numbers at 1, 2, 5, 10, …"""
+def log_scale(axis, at: Sequence[int] = (1, 2, 5)) -> None:
+    """Make a matplotlib axis logarithmic, with plain numbers at so many times 1, 10, 100, …"""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=at))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
+
+
+def scatter(ax, points: dict[str, tuple[float, float]], colours: dict[str, str], named: Sequence[str] = (), **settings):
+    """Points with their names, or some of them, beside them: each where it lies on no point and on no other name.
+
+    `settings` are those of the axes, limits among them, which the places depend on: nothing may change them afterwards.
+    """
+    from matplotlib.path import Path as Line
+    from matplotlib.transforms import Bbox
+
+    for name, point in points.items():
+        ax.plot(*point, "o", color=colours[name])
+    ax.set(**settings)
+    ax.figure.draw_without_rendering()  # fixes where the axes lie
+    places = dict(zip(points, ax.transData.transform(list(points.values())), strict=True))  # in pixels
+    dots, names = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places.values()], []
+    ways = [(1, 0.5), (1, -0.5), (-1, 0.5), (-1, -0.5), (0, 1), (0, -1), (0.6, 1), (0.6, -1), (-0.6, 1), (-0.6, -1)]
+    for name in named or points:
+        text = ax.annotate(name, points[name], xytext=(0, 0), textcoords="offset points", fontsize=7)
+        for reach, (dx, dy) in [(reach, way) for reach in (5, 12, 20, 30, 42, 56) for way in ways]:
+            text.set(ha="left" if dx > 0 else "right" if dx < 0 else "center", va=("bottom" if dy > 0 else "top"))
+            text.xyann = reach * dx, reach * dy
+            box = text.get_window_extent()
+            line = Line([places[name], places[name] + np.array(text.xyann) * ax.figure.dpi / 72])
+            free = not box.count_overlaps(dots + names) and not any(map(line.intersects_bbox, names))
+            if free and ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max):
+                break
+        names.append(box)
+        if reach > 5:
+            line = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+            ax.annotate("", points[name], xytext=text.xyann, textcoords="offset points", arrowprops=line)
+
+
+def heat(ax, values: Tensor, rows: Sequence[str], columns: Sequence[str], ends: tuple[float, float], colours: str):
+    """A table of numbers, each on its colour between two ends."""
+    image = ax.imshow(values.cpu(), cmap=colours, vmin=ends[0], vmax=ends[1], aspect="auto")
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            ink = "white" if sum(image.cmap(image.norm(value))[:3]) < 1.2 else "black"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
+    ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
 
 
 def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:

@@ -143,25 +143,30 @@ def svm_directions(codes: Code, labels: Tensor, C: float = 1.0, held_out: float 
 # Without labels
 
 
-def pca_directions(codes: Code, count: int, seed: int = 0) -> Code:
-    """The first principal components of w (GANSpace, Härkönen et al. 2020, section 2.1), the largest first.
+@torch.no_grad()
+def pca_directions(G: Generator, count: int, n: int = 10_000, seed: int = 0) -> Code:
+    """The main axes of W, the same in every layer: the first principal components of the mapping's codes, the largest
+    first (GANSpace, Härkönen et al. 2020, section 2.1).
 
     Args:
-        codes: N codes: of `G.mapping`, as GANSpace has it, or of inversions.
-        count: components, fewer than N.
-        seed: of scikit-learn's randomised solver.
+        G: generator.
+        count: axes, up to w_dim.
+        n, seed: of the codes.
 
     Raises:
-        ValueError: count is not from 1 to N − 1.
+        ValueError: count out of range.
     """
-    from sklearn.decomposition import PCA
+    if not 1 <= count <= G.config.w_dim:
+        raise ValueError(f"count: expected 1 to {G.config.w_dim}, got {count}")
+    z = torch.randn(n, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)
+    values, vectors = torch.linalg.eigh(torch.cov(G.mapping(z)[:, 0].T))  # ascending
+    d = settled((vectors * values.clamp_min(0).sqrt()).T.flip(0)[:count])  # [count, w_dim]
+    return Code(d[:, None].repeat(1, G.num_ws, 1))
 
-    if not 1 <= count < len(codes):
-        raise ValueError(f"count: expected 1 to {len(codes) - 1} components of {len(codes)} codes, got {count}")
-    x = codes.w.flatten(1).cpu().double().numpy()  # [N, num_ws · w_dim]
-    pca = PCA(count, svd_solver="randomized", random_state=seed).fit(x)
-    d = torch.from_numpy(pca.components_ * pca.explained_variance_[:, None] ** 0.5)  # [count, num_ws · w_dim]
-    return Code(d.to(codes.w).reshape(count, *codes.w.shape[1:]))
+
+def settled(d: Tensor) -> Tensor:
+    """Eigenvectors [K, D] have no sign: the largest coefficient of each becomes positive."""
+    return d * d.gather(1, d.abs().argmax(dim=1, keepdim=True)).sign()
 
 
 def sefa_directions(G: Generator, codes: Code, count: int, layers: Iterable[int] | None = None) -> Code:
@@ -188,8 +193,7 @@ def sefa_directions(G: Generator, codes: Code, count: int, layers: Iterable[int]
         raise ValueError(f"layers: expected indices from 0 to {G.num_ws - 1}, one at least of a convolution "
                          f"{sorted(convs)}, got {sorted(chosen)}")  # fmt: skip
     A = torch.cat(weights).detach().double()  # [styles, w_dim]
-    d = torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)[:count]  # [count, w_dim], the largest eigenvalue first
-    d = d * d.gather(1, d.abs().argmax(dim=1, keepdim=True)).sign()  # eigenvectors have no sign: settle it
+    d = settled(torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)[:count])  # [count, w_dim], the largest first
     used = sorted(chosen)
     spread = (codes.w[:, used].double() @ d.T).std(dim=0).mean(dim=0)  # [count]
     w = codes.w.new_zeros(count, *codes.w.shape[1:])

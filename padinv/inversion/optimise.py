@@ -1,4 +1,4 @@
-"""Inversion of images into W+ & P: the encoder's answer, optionally refined by gradient."""
+"""Inversion of images into W+ & P, by an encoder or by gradient, and the way back: the images of codes."""
 
 import math
 from collections.abc import Callable
@@ -85,6 +85,12 @@ def invert(
                 bar.update(len(part))
             codes.append(code)
     return Code.cat(codes)
+
+
+@torch.no_grad()
+def draw(code: Code, G: Generator, batch: int = 50) -> Tensor:
+    """The images of any number of codes, so many computed together: [N, 3, R, R], without gradient."""
+    return torch.cat([G(code[i : i + batch]) for i in range(0, len(code), batch)])
 
 
 def project(

@@ -194,14 +194,3 @@ def style_distance(w: Tensor, G: Generator, n: int = 10_000, seed: int = 0) -> T
         native = affine(own[:, j])  # [n, C]
         parts.append((affine(w[:, j]) - native.mean(dim=0)) / native.std(dim=0))
     return torch.cat(parts, dim=1).square().mean(dim=1).sqrt().float().cpu()
-
-
-@torch.no_grad()
-def native_edits(G: Generator, components: int = 3, strength: float = 2.0, seed: int = 0) -> Tensor:
-    """Steps along the main axes of W, forth and back: [2 · components, 1, w_dim], `strength` deviations long (GANSpace,
-    Härkönen et al. 2020)."""
-    z = torch.randn(10_000, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)
-    w = G.mapping(z)[:, 0]
-    values, vectors = torch.linalg.eigh(torch.cov(w.T))  # ascending
-    axes = (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:components]  # [components, w_dim]
-    return strength * torch.cat((axes, -axes))[:, None]

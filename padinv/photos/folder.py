@@ -23,7 +23,7 @@ from tqdm import tqdm
 from padinv.files.checkpoints import load_encoder, load_generator
 from padinv.images.datasets import ImageDataset, read_image, to_float, to_uint8
 from padinv.images.viz import tile
-from padinv.inversion.optimise import invert
+from padinv.inversion.optimise import draw, invert
 from padinv.measure.identity import ArcFace, arcface, similarity
 from padinv.measure.metrics import compare
 from padinv.model.codes import Code
@@ -351,8 +351,7 @@ def invert_photos(
                 continue
             x = to_float(torch.from_numpy(np.concatenate([item.crops for item in group]))).to(place)  # [N, 3, R, R]
             code = invert(x, E, G, steps=steps, space=space, batch=batch)
-            with torch.no_grad():
-                y = torch.cat([G(code[i : i + batch]) for i in range(0, len(x), batch)])
+            y = draw(code, G, batch)
             values = compare(y, x, nets=("alex",))
             if judge is not None:
                 values["identity"] = similarity(y, x, judge, batch)

@@ -77,6 +77,17 @@ def test_unbroken_and_resumed_runs_end_in_the_same_weights(data, tmp_path):
     assert read_metadata(tmp_path / "whole.safetensors")
 
 
+def test_one_process_trains_in_both_precisions_and_says_where(data, tmp_path):
+    for precision in ("bf16", "fp32"):
+        train(data, tmp_path, 4, precision, precision=precision)
+        meta = json.loads(read_metadata(tmp_path / f"{precision}.safetensors")["meta"])
+        assert meta["training"]["precision"] == precision and meta["images"] == 4
+        assert len((meta["commit"] or 40 * "0").removesuffix("-dirty")) == 40 and meta["machine"] and meta["date"]
+    assert not same(*(weights(tmp_path / f"{precision}.safetensors") for precision in ("bf16", "fp32")))
+    with pytest.raises(ValueError, match="precision: expected fp32 or bf16, got 'fp16'"):
+        train(data, tmp_path, 4, "other", precision="fp16")
+
+
 def test_a_discriminator_of_frozen_features_grows_and_resumes(data, tmp_path):
     settings = {"resolution": 64, "grow": [[32, 8]], "discriminator": "features", "r1_gamma": 0.0}
     train(data, tmp_path, 16, "whole", **settings)

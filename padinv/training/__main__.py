@@ -12,6 +12,7 @@ from pathlib import Path
 from padinv.training.encoder import EncoderTraining, train_encoder
 from padinv.training.generator import GeneratorTraining, train_generator
 from padinv.training.loop import Run, Stop
+from padinv.training.regression import Regression, train_by_labels
 
 
 def configure(cls: type, section: dict, overrides: list[str]) -> Run:
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", default="padinv", help="encoder: entry of the section's methods (%(default)s)")
     parser.add_argument("--base", help="encoder: checkpoint of the encoder that a residual one goes on from")
     parser.add_argument("--init", help="encoder: checkpoint whose weights training starts from")
+    parser.add_argument("--labels", nargs="+", help="generator: regress images on these columns of their labels.csv")
     parser.add_argument("--data", required=True, help="folder or zip of images")
     parser.add_argument("--generator", help="encoder: checkpoint of the generator to invert")
     parser.add_argument("--out", required=True, help="safetensors file to write")
@@ -51,8 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         params = yaml.safe_load(Path(args.params).read_text())
         if args.what == "generator":
-            config = configure(GeneratorTraining, params[args.section or "train_generator"], args.set)
-            train_generator(args.data, args.out, config, args.workdir, args.curves)
+            section = dict(params[args.section or "train_generator"])
+            if args.labels:
+                section["labels"] = args.labels
+            kind, train = (Regression, train_by_labels) if "labels" in section else (GeneratorTraining, train_generator)
+            train(args.data, args.out, configure(kind, section, args.set), args.workdir, args.curves)
         else:
             section = dict(params[args.section or "train_encoder"])
             methods = section.pop("methods")

@@ -6,11 +6,14 @@ unbroken one does.
 """
 
 import dataclasses
+import datetime
 import functools
 import io
 import json
 import math
+import platform
 import signal
+import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +27,7 @@ import torch.distributed.nn as distributed_nn
 from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
@@ -60,18 +64,22 @@ def step_seed(seed: int, step: int, process: int) -> int:
 
 
 class Batches:
-    """Batch k of an endless, shuffled sequence of images: each epoch is one permutation. Images are held in memory as
-    bytes, or decoded by `config.workers` threads while the two steps before are computed."""
+    """Batch k of an endless, shuffled sequence of images, all or the `chosen`: each epoch is one permutation. Images
+    are held in memory as bytes, or decoded by `config.workers` threads while the two steps before are computed."""
 
-    def __init__(self, data: str, resolution: int, config: Run, accelerator: Accelerator):
+    def __init__(
+        self, data: str, resolution: int, config: Run, accelerator: Accelerator, chosen: list[int] | None = None
+    ):
         if config.batch % accelerator.num_processes:
             raise ValueError(
                 f"batch: expected a multiple of the {accelerator.num_processes} processes, got {config.batch}"
             )
-        self.images: Tensor | ImageDataset = ImageDataset(data, resolution)
+        source = ImageDataset(data, resolution)
+        chosen = list(range(len(source))) if chosen is None else chosen
         self.pool = ThreadPoolExecutor(config.workers) if config.workers else None
+        self.images = Subset(source, chosen)
         if self.pool is None:
-            self.images = self.images.tensor(progress=accelerator.is_main_process)  # uint8 [N, 3, R, R]
+            self.images = source.tensor(chosen, progress=accelerator.is_main_process)  # uint8 [N, 3, R, R]
         self.config, self.accelerator = config, accelerator
         self.epoch, self.order = -1, torch.empty(0)
         self.coming: dict[int, list[Future]] = {}  # step -> its images
@@ -183,15 +191,26 @@ def restore(items: Iterable, states: list[dict]) -> None:
 # The loop
 
 
-def start(config: Run) -> Accelerator:
-    """The processes, devices and precision of a run."""
-    modes = {"fp32": "no", "bf16": "bf16"}
-    if config.precision not in modes:
-        raise ValueError(f"precision: expected one of {sorted(modes)}, got {config.precision!r}")
+def start() -> Accelerator:
+    """The processes and devices of a run."""
     keep_memory()
     # Left alone, accelerate takes each of several processes on CPUs for the only one.
-    cpu = distributed.is_torchelastic_launched() and not torch.cuda.is_available()
-    return Accelerator(cpu=cpu, mixed_precision=modes[config.precision])
+    return Accelerator(cpu=distributed.is_torchelastic_launched() and not torch.cuda.is_available())
+
+
+def origin() -> dict[str, str | None]:
+    """Where and when this process runs: the commit of the code ("-dirty" if files differ from it; None without git),
+    the machine, and the date."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        commit = done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    return {"commit": commit, "machine": machine, "date": datetime.date.today().isoformat()}
 
 
 class Stop(Exception):
@@ -226,12 +245,18 @@ class Loop:
     def __init__(self, config: Run, run_dir: str, curves: str | None, data: str, **files: str | None):
         """data: folder or zip of images. files: further ones that the result depends on, or None."""
         self.config, self.run_dir, self.curves = config, Path(run_dir), curves
-        self.accelerator = start(config)
-        self.device, self.autocast = self.accelerator.device, self.accelerator.autocast
+        if config.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision: expected fp32 or bf16, got {config.precision!r}")
+        self.accelerator = start()
+        self.device = self.accelerator.device
         self.files = {"data": data} | {name: path for name, path in files.items() if path}
         self.step, self.history, self.sums = 0, [], {}
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.state_path = self.run_dir / "state.pt"
+
+    def autocast(self) -> torch.autocast:
+        # Not accelerate's, which allows a process one precision in its life.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     @functools.cached_property
     def inputs(self) -> dict[str, str]:
@@ -256,7 +281,7 @@ class Loop:
 
     def provenance(self) -> dict:
         """What a checkpoint says of its training."""
-        return {"training": dataclasses.asdict(self.config), "images": self.shown, **self.inputs}
+        return {"training": dataclasses.asdict(self.config), "images": self.shown, **self.inputs, **origin()}
 
     def load(self) -> dict | None:
         """The saved state of an earlier run with the same configuration and inputs, or None."""

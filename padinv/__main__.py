@@ -1,4 +1,6 @@
-"""python -m padinv invert IMAGE... --generator FILE --encoder FILE --out DIR"""
+"""python -m padinv invert IMAGE... --generator FILE --encoder FILE --out DIR
+python -m padinv inspect FILE
+"""
 
 import argparse
 import os
@@ -42,6 +44,14 @@ def invert(args: argparse.Namespace) -> int:
     return 3 if refused and not launched else 0
 
 
+def inspect(args: argparse.Namespace) -> int:
+    from padinv.files.checkpoints import inspect
+
+    lines, readable = inspect(args.file)
+    print("\n".join(lines))
+    return 0 if readable else 1
+
+
 def say(lines: list[str], out: str) -> None:
     """The first ten."""
     for line in lines[:10]:
@@ -82,6 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     sub.add_argument("--workers", type=int, metavar="N", help="processes that read pictures and find faces; 0: none")
+    about = "Say what a file is, which networks it holds, and whether they can be read or why not; executes nothing."
+    sub = commands.add_parser("inspect", help="say which networks a file holds", description=about,
+                              epilog="exit status: 0 if a network can be read, else 1")  # fmt: skip
+    sub.set_defaults(run=inspect)
+    sub.add_argument("file", metavar="FILE", help="checkpoint of any project")
     args = parser.parse_args(arguments)
     try:
         return args.run(args)

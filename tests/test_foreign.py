@@ -323,14 +323,13 @@ def test_states_are_copied(nvlabs):
 # Ours as theirs
 
 
-@pytest.mark.parametrize("format", foreign.CONST)
 @pytest.mark.parametrize("resolution, layers, base", [
     (8, 1, 64), (32, 8, 512), (64, 2, 256), (128, 8, 512), (256, 3, 256), (1024, 8, 1024),
 ])  # fmt: skip
-def test_round_trips_are_exact(format, resolution, layers, base, tmp_path):
+def test_round_trips_are_exact(resolution, layers, base, tmp_path):
     """Channels as in config F and in half width, at a 64th of their number."""
     G = random_generator(resolution, 6, 10, layers, base, 8)
-    export_generator(G, tmp_path / "folder" / "G", format)
+    export_generator(G, tmp_path / "folder" / "G", "padinv_official")
     loaded = load_generator(tmp_path / "folder" / "G")
     assert same(loaded, G)
     assert [loaded.config.channels(r) for r in G.config.resolutions] == [
@@ -339,32 +338,35 @@ def test_round_trips_are_exact(format, resolution, layers, base, tmp_path):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["G"]
 
 
-@pytest.mark.parametrize("format", foreign.CONST)
-def test_style_biases_near_zero_survive(format, tiny, tmp_path):
-    """TensorFlow stores them less 1."""
-    G = generator_from_state(foreign_state(tiny, "nvlabs_ada"), "nvlabs_ada")
-    G.blocks[0].conv1.affine.bias.data = torch.tensor(
-        [0.0, 1e-6, -1e-5, 1 / 3, 1e-3, -7.3, 1.0, 1 + 2**-23, 40, 2, 3, 4]
-    )
-    export_generator(G, tmp_path / "G", format)
+@pytest.mark.parametrize("resolution, layers, base", [(8, 1, 4096), (64, 2, 32768), (128, 8, 16384)])
+def test_round_trips_to_rosinality_are_exact(resolution, layers, base, tmp_path):
+    G = random_generator(resolution, 10, 10, layers, base, 512)
+    export_generator(G, tmp_path / "G", "rosinality")
     assert same(load_generator(tmp_path / "G"), G)
 
 
-def foreign_state(G, format) -> dict:
-    file = io.BytesIO(foreign.exported(G, format))
-    match format:
-        case "padinv_official":
-            return torch.load(file, weights_only=True)["models"]["generator_smooth"]
-        case "rosinality":
-            contents = torch.load(file, weights_only=True)
-            return contents["g_ema"] | {"latent_avg": contents["latent_avg"]}
-        case "nvlabs_ada":
-            return pickle.load(file)["G_ema"]["state_dict"]
-
-
-@pytest.mark.parametrize("format, source", [
-    ("padinv_official", "official"), ("nvlabs_ada", "nvlabs"), ("rosinality", "rosinality"),
+@pytest.mark.parametrize("format, config, message", [
+    ("rosinality", (64, 10, 10, 2, 512, 16), r"channels \[16, 16, 16, 16, 8\] from 4² on, but rosinality"),
+    ("rosinality", (64, 10, 10, 2, 8192, 512), r"but rosinality's code has \[512, 512, 512, 512, 512\] or, with cha"),
+    ("rosinality", (8, 6, 10, 2, 4096, 512), "z of 6 and w of 10 numbers, but rosinality's code has one number"),
+    ("padinv_official", (2048, 6, 6, 1, 2048, 2), "the code of padinv_official has no resolution beyond 1024²"),
 ])  # fmt: skip
+def test_exports_that_the_other_project_could_not_build(format, config, message, tmp_path):
+    with torch.device("meta"):
+        G = Generator(GeneratorConfig(*config))
+    with pytest.raises(ValueError, match=message):
+        export_generator(G, tmp_path / "G", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def foreign_state(G, format) -> dict:
+    contents = torch.load(io.BytesIO(foreign.exported(G, format)), weights_only=True)
+    if format == "padinv_official":
+        return contents["models"]["generator_smooth"]
+    return contents["g_ema"] | {"latent_avg": contents["latent_avg"]}
+
+
+@pytest.mark.parametrize("format, source", [("padinv_official", "official"), ("rosinality", "rosinality")])
 def test_exports_are_what_the_other_project_writes(format, source, request):
     """Every name, shape and value of the state that the other project's own code made."""
     network = request.getfixturevalue(source)
@@ -373,41 +375,10 @@ def test_exports_are_what_the_other_project_writes(format, source, request):
     assert all(torch.equal(state[key], t) for key, t in network.state.items())
 
 
-def test_an_export_to_nvlabs_names_the_arguments_of_their_constructor(nvlabs, tmp_path):
-    export_generator(nvlabs.G, tmp_path / "G.pkl", "nvlabs_ada")
-    with open(tmp_path / "G.pkl", "rb") as file:
-        contents = pickle.load(file)
-    assert contents["G_ema"]["init_kwargs"] == {
-        "z_dim": 32, "c_dim": 0, "w_dim": 32, "img_resolution": 64, "img_channels": 3,
-        "mapping_kwargs": {"num_layers": 4}, "synthesis_kwargs": {"channel_base": 512, "channel_max": 16},
-    }  # fmt: skip
-    assert "training.networks.Generator" in contents["note"]
-
-
-@pytest.mark.filterwarnings("ignore:numpy.core:DeprecationWarning")
-def test_an_export_to_tensorflow_is_a_pickle_of_their_class(fake, nvlabs, tmp_path):
-    """The usual unpickler makes instances of dnnlib.tflib.network.Network of it."""
-    export_generator(nvlabs.G, tmp_path / "G.pkl", "stylegan2_tf")
-    fake.Network.__setstate__ = lambda self, state: setattr(self, "state", state)
-    with open(tmp_path / "G.pkl", "rb") as file:
-        G, D, Gs = pickle.load(file)
-    assert G is D is None and isinstance(Gs, fake.Network)
-    assert b"numpy.core" in (data := (tmp_path / "G.pkl").read_bytes()) and b"numpy._core" not in data  # TF 1's numpy
-    own, mapping, synthesis = tf_variables(nvlabs.state)
-    del synthesis["lod"]
-    parts = Gs.state["components"]
-    for network, expected in ((Gs, own), (parts["mapping"], mapping), (parts["synthesis"], synthesis)):
-        assert network.state["version"] == 4 and network.state["static_kwargs"]["resolution"] == 64
-        variables = dict(network.state["variables"])
-        assert variables.keys() == expected.keys()
-        for name, array in expected.items():
-            np.testing.assert_allclose(variables[name], array, rtol=0, atol=1e-6)
-            assert variables[name].shape == array.shape
-
-
-def test_formats_that_do_not_exist(tiny, tmp_path):
-    with pytest.raises(ValueError, match="format: expected one of padinv_official, nvlabs_ada, .*, got 'onnx'"):
-        export_generator(tiny, tmp_path / "G", "onnx")
+@pytest.mark.parametrize("format", ["onnx", "nvlabs_ada", "stylegan2_tf"])
+def test_formats_that_are_not_written(format, tiny, tmp_path):
+    with pytest.raises(ValueError, match=f"format: expected one of padinv_official, rosinality, got '{format}'"):
+        export_generator(tiny, tmp_path / "G", format)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -555,7 +526,7 @@ def test_names_that_no_network_needs(name, stacked, tmp_path):
 
 
 @pytest.mark.parametrize("opcodes, name", [
-    (b"(ios\nsystem\n.", "INST"), (b"(cos\nsystem\no.", "refused"), (b"\x82\x01.", "EXT1"), (b"Px\n.", "PERSID"),
+    (b"(ios\nsystem\n.", "INST"), (b"(cos\nsystem\no.", "OBJ"), (b"\x82\x01.", "EXT1"), (b"Px\n.", "PERSID"),
     (b"\x97.", "NEXT_BUFFER"), (b"N0.", "POP"), (b"Vx\n.", "UNICODE"), (b"I1\n.", "INT"),
 ])  # fmt: skip
 def test_opcodes_that_no_network_needs(opcodes, name, tmp_path):
@@ -565,12 +536,12 @@ def test_opcodes_that_no_network_needs(opcodes, name, tmp_path):
 
 
 def test_calls_are_kept_as_records():
-    record = read_pickle(io.BytesIO(pickle.dumps({"x": torch.ones(2)}, protocol=4)))["x"]
+    record = read_pickle(memoryview(pickle.dumps({"x": torch.ones(2)}, protocol=4)))[0]["x"]
     assert record.name == "torch._utils._rebuild_tensor_v2" and record.args[2:4] == ((2,), (1,))
     assert repr(record) == "<torch._utils._rebuild_tensor_v2>"
     # A state for an allowed function sets nothing on it.
     before = dict(vars(torch.storage._load_from_bytes))
-    read_pickle(io.BytesIO(b"\x80\x02ctorch.storage\n_load_from_bytes\n}(X\x01\x00\x00\x00aK\x01ub."))
+    read_pickle(memoryview(b"\x80\x02ctorch.storage\n_load_from_bytes\n}(X\x01\x00\x00\x00aK\x01ub."))
     assert vars(torch.storage._load_from_bytes) == before
 
 
@@ -684,7 +655,7 @@ def refuse(path, message):
     ({"synthesis.b8.resample_filter": torch.eye(4)}, "synthesis.b8.resample_filter is not the low-pass filter"),
     ({"synthesis.b8.skip.weight": torch.zeros(16, 16, 1, 1)}, 'another architecture; only "skip" is supported'),
     ({"synthesis.b4.torgb.weight": torch.zeros(1, 16, 1, 1), "synthesis.b4.torgb.bias": torch.zeros(1)},
-     r"blocks\.0\.to_rgb\.bias is \[1\], expected \[3\]"),
+     "a generator of images of 1 channels; only RGB is supported"),
     ({"synthesis.b8.torgb.bias": None}, "a whole .* nvlabs_ada, found another: synthesis.b8.torgb.bias is missing"),
     ({"synthesis.b64.torgb.bias": None}, "synthesis.b64.torgb.bias is missing"),
     ({"mapping.fc2.bias": None}, "mapping.fc2.bias is missing|mapping.fc3.bias is unknown"),
@@ -775,8 +746,8 @@ def test_files_without_a_generator(fake, nvlabs, tmp_path):
         "1.pt": ({"g_running": {"generator.progression.0.conv.weight": torch.zeros(1)}}, "a StyleGAN1 generator"),
         "other.pt": ({"state_dict": {"fc.weight": torch.zeros(1)}, "epoch": 3}, "'epoch' .of type int"),
         "tensor.pt": (torch.zeros(2), "found of type Tensor"),
-        "text.pt": ({"g_ema": {"input.input": "text"}}, "input.input is no plain tensor but of type str"),
-        "meta.pt": ({"g_ema": {"input.input": torch.empty(3, device="meta")}}, "input.input is no plain tensor"),
+        "text.pt": ({"g_ema": {"input.input": "text"}}, "no plain tensor but of type str .input.input."),
+        "meta.pt": ({"g_ema": {"input.input": torch.empty(3, device="meta")}}, "no plain tensor .*input.input"),
     }
     for name, (contents, message) in torches.items():
         torch.save(contents, tmp_path / name)

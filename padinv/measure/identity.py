@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from padinv.files.pickles import errors_of, read_file
+from padinv.files.pickles import Record, errors_of, read_file, tensor
 from padinv.measure.lpips import MIN_SIZE, check_images
 from padinv.model.encoder import ResidualBlock
 
@@ -92,9 +92,9 @@ def arcface(
             given = state.pop(theirs, None)
             if ours.endswith("num_batches_tracked"):
                 tensors[ours] = torch.tensor(0)  # of training only, and missing in older files
-            elif not isinstance(given, Tensor):
+            elif not isinstance(given, Record):
                 wrong.append(f"{theirs} is missing")
-            elif given.shape != t.shape:
+            elif (given := tensor(given)).shape != t.shape:
                 wrong.append(f"{theirs} is {list(given.shape)}, expected {list(t.shape)}")
             else:
                 tensors[ours] = given.to(torch.float32, copy=True)

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 FORMAT = "padinv"
+MAX_HEADER = 1 << 20  # bytes; a network's has 100 kB, and takes ten times its size when read
 
 
 def atomic_write(path, data: bytes | memoryview) -> None:
@@ -84,11 +85,13 @@ def open_file(path):
     if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise ValueError(f"{path}: a Python pickle (.pkl, .pt, .pth) can run code when it is opened, so it was not; "
                          "expected a .safetensors file")  # fmt: skip
+    if (size := int.from_bytes(start[:8], "little")) > MAX_HEADER and start[8:] == b"{" and size < path.stat().st_size:
+        raise ValueError(f"{path}: refused: its header has {size} bytes, which no file of padinv needs")
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a .safetensors file, found one that is truncated, damaged or of another "
-                         f"format ({path.stat().st_size} bytes: {error})") from error  # fmt: skip
+                         f"format ({path.stat().st_size} bytes: {str(error)[:200]!r})") from error  # fmt: skip
 
 
 def read_metadata(path) -> dict[str, str]:

@@ -5,7 +5,6 @@ import importlib
 import itertools
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,9 @@ def test_readme_lists_every_notebook():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A working directory with what a reader would bring: networks and pictures."""
+    from padinv.files.checkpoints import save_generator
     from padinv.images.datasets import ImageDataset
+    from padinv.model.generator import Generator, GeneratorConfig
     from study.sets import editing_set
 
     pictures = dict(zip(("me", "you"), ImageDataset(ROOT / "data/avatars-64/test.zip").tensor(range(2)), strict=True))
@@ -104,7 +105,7 @@ def place(tmp_path, monkeypatch):
     for name, image in (pictures | {role: pair[role][0] for role in ("before", "after")}).items():
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
-    shutil.copy(ROOT / "tests/fixtures/nvlabs_ada_tiny.pkl", tmp_path / "ffhq.pkl")
+    save_generator(Generator(GeneratorConfig(32)), tmp_path / "ffhq.pkl")  # as wide as NVIDIA's; content decides
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

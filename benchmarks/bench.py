@@ -28,6 +28,7 @@ from benchmarks import reference
 from padinv import Code, Encoder, Generator, GeneratorConfig
 from padinv.measure.lpips import lpips
 from padinv.model.tensors import atomic_write
+from padinv.ops.frozen import keep_memory
 from study import tables
 
 PAPER = {  # the released encoder
@@ -219,6 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.quick:
         args.rows, args.batches, args.seconds, args.turns = ("both",), (1,), 5.0, 3
+    keep_memory()  # as the commands do
     device = args.device
     out = Path(
         args.out or padinv.project_root() / "results/metrics" / f"bench-{'gpu' if device == 'cuda' else 'cpu'}.json"

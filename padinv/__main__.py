@@ -25,8 +25,10 @@ exit status: 0 all pictures inverted, 3 done but some were refused (see report.j
 
 
 def invert(args: argparse.Namespace) -> int:
+    from padinv.ops.frozen import keep_memory
     from padinv.photos.folder import invert_photos
 
+    keep_memory()
     report = invert_photos(
         args.pictures, args.generator, args.encoder, args.out, steps=args.steps, space=args.space, template=args.crop,
         aligned=args.aligned, largest=args.largest, pasted=not args.no_paste, identity=args.identity,

@@ -27,6 +27,7 @@ from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, write_json
+from padinv.ops.frozen import keep_memory
 from study import tables
 
 
@@ -147,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--timing", help="folder for the seconds per image")
     parser.add_argument("--params", default="params.yaml", help="parameters (default: %(default)s)")
     args = parser.parse_args(arguments)
+    keep_memory()
     import yaml
 
     try:

@@ -38,7 +38,7 @@ def once(layer: nn.Module, key, weights: tuple[Tensor, ...], compute: Callable):
 @functools.cache
 def keep_memory() -> None:
     """On Linux, let the allocator keep freed blocks: to map 32 MB anew for each large activation costs as much time as
-    several passes over it."""
+    several passes over it. It holds for the whole process: for commands of ours to call, not for the library."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):  # glibc; musl has none
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
@@ -57,7 +57,6 @@ def inferring(x: Tensor, *others: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
         return False
-    keep_memory()
     known = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     dtype = dtype_of(x)
     return known and (

@@ -149,12 +149,17 @@ def load_generator(path, device="cpu") -> Generator:
     Args:
         path: a file of `save_generator`, or of PadInv's authors (.pth; "generator_smooth" where it is there), of
             NVIDIA's stylegan2-ada-pytorch (.pkl; "G_ema") or TensorFlow StyleGAN2 (.pkl; the last of its three
-            networks), or of rosinality's stylegan2-pytorch (.pt; "g_ema"). The content decides, not the name.
+            networks), of rosinality's stylegan2-pytorch (.pt; "g_ema"), or of pSp or e4e (.pt; the decoder). The
+            content decides, not the name.
         device: where it goes.
 
     Raises:
         ValueError: the file is missing, truncated, damaged, asks for code to be run, or has no unconditional StyleGAN2
-            generator (skip architecture, RGB); says what was found instead.
+            generator (skip architecture, RGB) with finite weights; says in a line what was found instead. Memory stays
+            within about four times the size of the file.
+
+    Warns:
+        UserWarning: the file asks for a setting that is ignored, such as conv_clamp.
     """
     with errors_of(path):
         G = build_generator(*read_network("generator", path))
@@ -221,7 +226,7 @@ def inspect(path) -> tuple[list[str], bool]:
                 what = f"a file of padinv of kind {read_metadata(path).get('kind')!r}"
             else:
                 what = foreign.described(read_file(path))
-            lines.append(printable(f"{path}: {what}"))
+            lines.append(f"{printable(path, 5000)}: {printable(what)}")
     except ValueError as error:
         return [str(error)], False
     for kind, network in (("generator", Generator), ("encoder", Encoder)):
@@ -236,7 +241,7 @@ def inspect(path) -> tuple[list[str], bool]:
                 lines.append(f"{kind}: {summary(config)}; can be read")
                 readable = True
             except ValueError as error:
-                lines.append(f"{kind}: cannot be read: {str(error).removeprefix(printable(f'{path}: '))}")
+                lines.append(f"{kind}: cannot be read: {str(error).removeprefix(printable(path, 5000) + ': ')}")
         lines += [f"{kind}: {note.message}" for note in notes]
     return lines, readable
 

@@ -44,6 +44,8 @@ SIGNS = {  # what names of tensors give away
     r"^truncation\.w_avg$": "a generator of genforce, which is another format",
     r"(^|\.)(iwt|dwt)\.": "a SWAGAN generator",
     r"\.to_style1\.|(^|\.)initial_block$": "networks of lucidrains' stylegan2-pytorch, which is another network",
+    r"^backbone_stages\.": "an encoder of PadInv's authors",
+    r"^decoder\.input\.": "an encoder and a decoder of pSp's kind",
     r"\.skip\.|/Skip/|ToRGB_lod": 'a generator of another architecture; only "skip" is supported',
 }
 FILTER = [1, 3, 3, 1]

@@ -370,10 +370,9 @@ def read_legacy(data: memoryview, limit: int | None = None) -> object:
 
 
 def printable(text: object, limit: int = 1000) -> str:
-    """In one line and without control codes."""
-    text = str(text)
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """In one line, without control codes, of at most so many characters."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @contextmanager
@@ -385,7 +384,7 @@ def errors_of(source):
         yield
     except ValueError as error:
         text = str(error).removeprefix(f"{source}: ")
-        raise ValueError(f"{printable(source)}: {printable(text)}") from error
+        raise ValueError(f"{printable(source, 5000)}: {printable(text)}") from error
     except broken as error:
         text = f"truncated or damaged ({type(error).__name__}: {printable(error, 200)})"
-        raise ValueError(f"{printable(source)}: {text}") from error
+        raise ValueError(f"{printable(source, 5000)}: {text}") from error

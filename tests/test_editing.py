@@ -1,12 +1,10 @@
-"""Blends and edits: shares, offsets, files, drawings, regions; and what is refused."""
+"""Blends and edits: shares, offsets, files, drawings; and what is refused."""
 
 import pytest
 import torch
 
 import padinv
 from padinv import Code, Edit, Padding, analogy, blend, customize
-from padinv.inversion.editing import by_region, mean_rows, region_rows
-from padinv.measure.lpips import lpips
 
 
 def equal(a: Code, b: Code) -> bool:
@@ -259,55 +257,3 @@ def test_a_drawing_can_be_inverted(tiny):
     drawn = analogy(x, picture(32, (RED, *HAIR)), picture(32, (RED, *HAIR), (RED, *BEARD)))
     start, code = padinv.invert(drawn, E, tiny), padinv.invert(drawn, E, tiny, steps=20, lpips_weight=0)
     assert (tiny(code) - drawn).square().mean() < (tiny(start) - drawn).square().mean()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-def test_regions():
-    torch.manual_seed(0)
-    source = torch.rand(70, 3, 32, 32) * 2 - 1
-    truth = source.clone()
-    truth[:, :, 8:24, 8:24] = 0.5
-    y = truth.clone()
-    y[:, 0, 10, 10] += 0.3  # one number of 3 · 16² that should change
-    found = by_region(y, truth, source)
-    assert torch.allclose(found["changed"]["mse"], torch.full((70,), 0.09 / (3 * 256)))
-    assert torch.allclose(found["all"]["mse"], torch.full((70,), 0.09 / (3 * 1024)))
-    assert not found["kept"]["mse"].any() and found["kept"]["lpips_alex"].abs().max() < 1e-6
-    assert torch.allclose(found["changed"]["lpips_alex"], found["all"]["lpips_alex"], atol=1e-6)
-    y = y + 0.2 * (truth == source)  # and an error in all that should not
-    found = by_region(y, truth, source)
-    assert torch.allclose(found["kept"]["mse"], torch.full((70,), 0.04), atol=0.02)  # some are clamped
-    composed = torch.where((truth != source).any(dim=1, keepdim=True), truth, y.clamp(-1, 1))
-    assert torch.allclose(found["kept"]["lpips_alex"], lpips("alex")(composed, truth), atol=1e-5)
-
-
-def test_a_region_without_pixels_counts_as_right():
-    x = torch.rand(2, 3, 32, 32)
-    found = by_region(x * 0.5, x, x)  # nothing should change
-    assert not found["changed"]["mse"].any() and found["changed"]["lpips_alex"].abs().max() < 1e-6
-    assert (found["kept"]["mse"] > 0).all() and torch.equal(found["kept"]["mse"], found["all"]["mse"])
-
-
-def test_rows():
-    x = torch.rand(2, 3, 32, 32)
-    rows = region_rows("hat", "nothing", x, 0.5 * x, x)
-    assert [(row["task"], row["method"], row["region"], row["n_images"]) for row in rows] == [
-        ("hat", "nothing", region, 2) for region in ("all", "changed", "kept")
-    ]
-    assert rows[0]["mse"] == rows[1]["mse"] > 0 and rows[0]["lpips_alex"] > 0
-    for wrong in (x[:1], x[..., :31], x.double().long()):
-        with pytest.raises((TypeError, ValueError), match="source"):
-            by_region(x, x, wrong)
-
-
-def test_means_over_tasks():
-    x = torch.rand(3, 3, 32, 32)
-    tables = [region_rows(task, "nothing", y, 0.5 * x[: len(y)], x[: len(y)]) for task, y in (("a", x), ("b", x[:1]))]
-    means = mean_rows("both", tables)
-    assert [(row["task"], row["method"], row["region"], row["n_images"]) for row in means] == [
-        ("both", "nothing", region, 4) for region in ("all", "changed", "kept")
-    ]
-    assert means[0]["mse"] == pytest.approx((tables[0][0]["mse"] + tables[1][0]["mse"]) / 2, abs=1e-6)

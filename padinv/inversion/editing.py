@@ -1,8 +1,8 @@
 """Editing in W+ & P: blending, and customised edits that one pair of images defines (paper, section 4).
 
 Both are arithmetic on codes: a blend takes a share of each layer from another image, an edit adds the difference of a
-pair's codes to a target's. `analogy` draws an edit into images instead, to be inverted afterwards. Notebooks 04
-and 05 compare all of them with true results.
+pair's codes to a target's. `analogy` draws an edit into images instead, to be inverted afterwards. Notebooks 04, 05
+and 11 compare all of them with true results.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from padinv.measure.lpips import check_images, lpips
+from padinv.measure.lpips import check_images
 from padinv.model.codes import Code
 from padinv.model.tensors import read_metadata
 
@@ -276,56 +276,3 @@ def analogy(x: Tensor, before: Tensor, after: Tensor, strength: float = 1.0) -> 
         drawn[..., part] = colours.T + torch.einsum("mp, ncp -> ncm", weights, difference)
     mask = strength * (change / 0.1).clamp(max=1)  # faint differences, of compression say, count in part
     return (x + mask * (drawn.view_as(x) - x)).clamp(-1, 1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-@torch.no_grad()
-def by_region(y: Tensor, truth: Tensor, source: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Distances of edited images from the true results, in the pixels that should change and in those that should not.
-
-    Args:
-        y: edited images [N, 3, R, R] in [−1, 1]; overshoot is clamped.
-        truth: their true results.
-        source: the images before the edit. A pixel should change where truth and source differ at all.
-
-    Returns:
-        {"all" | "changed" | "kept": {"mse", "lpips_alex": [N] on the CPU}}: the mean square over the pixels of the
-        region; and LPIPS between the truth and y inside the region with the truth around it, so that only the region
-        can differ. Both are 0 where the region is empty.
-
-    Raises:
-        TypeError, ValueError: not images, or of different shapes.
-    """
-    for name, image in (("y", y), ("truth", truth), ("source", source)):
-        check_images(name, image)
-        if image.shape != y.shape:
-            raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(image.shape)}")
-    perceptual, found = lpips("alex", y.device), {}
-    for part, true, old in zip(y.clamp(-1, 1).split(64), truth.split(64), source.split(64), strict=True):
-        features, changed = perceptual.features(true), (true != old).any(dim=1, keepdim=True)  # [n, 1, R, R]
-        for region, where in {"all": torch.ones_like(changed), "changed": changed, "kept": ~changed}.items():
-            inside = torch.where(where, part, true)
-            pixels = 3 * where.sum(dim=(1, 2, 3)).clamp_min(1)
-            values = found.setdefault(region, {"mse": [], "lpips_alex": []})
-            values["mse"].append((inside - true).square().sum(dim=(1, 2, 3)) / pixels)
-            values["lpips_alex"].append(perceptual.distance(perceptual.features(inside), features))
-    return {region: {key: torch.cat(v).cpu() for key, v in values.items()} for region, values in found.items()}
-
-
-def region_rows(task: str, method: str, y: Tensor, truth: Tensor, source: Tensor) -> list[dict]:
-    """Means of `by_region` as rows of results/metrics/editing.json."""
-    found = by_region(y, truth, source)
-    means = {region: {key: round(v.double().mean().item(), 6) for key, v in found[region].items()} for region in found}
-    return [{"task": task, "method": method, "region": r, **means[r], "n_images": len(y)} for r in means]
-
-
-def mean_rows(task: str, tables: Sequence[list[dict]]) -> list[dict]:
-    """One row of each region, the means over several tasks' `region_rows` of one method."""
-    return [
-        {**same[0], "task": task, "n_images": sum(row["n_images"] for row in same)}
-        | {key: round(sum(row[key] for row in same) / len(same), 6) for key in ("mse", "lpips_alex")}
-        for same in zip(*tables, strict=True)
-    ]

@@ -731,6 +731,7 @@ def test_files_without_a_generator(fake, nvlabs, tmp_path):
         "tfD.pkl": ((None, nets[1], None), "found a discriminator"),
         "oneD.pkl": (nets[1], "found a discriminator"),
         "none.pkl": ((None, None, None), "found nothing"),
+        "empty.pkl": ((), "found nothing"),
         "list.pkl": ([1, 2], "found of type list"),
         "dict.pkl": ({"a": 1}, "found 'a' .of type int"),
     }

@@ -123,7 +123,7 @@ def generator_state(contents: object) -> tuple[dict, str]:
         ValueError: there is no StyleGAN2 generator, or one with settings that ours lacks; says what was found.
     """
     found = contents
-    if isinstance(contents, tuple) and all(x is None or is_record(x, NETWORK) for x in contents):
+    if isinstance(contents, tuple) and contents and all(x is None or is_record(x, NETWORK) for x in contents):
         found = contents[-1]  # of (G, D, Gs)
     elif psp := psp_parts(contents):
         return psp["decoder"], "rosinality"

@@ -314,6 +314,28 @@ def test_bad_entries_are_named_or_left_out_loudly(tmp_path, monkeypatch):
         ds[3]
 
 
+def test_a_folder_of_the_worst_kind(tmp_path):
+    plain = picture(64, 64)
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # "turn me clockwise by 90 degrees"
+    files = {"grey.png": encoded(plain.convert("L")), "plain.png": encoded(plain), "text.png": b"not an image",
+             "turned-by-exif.png": encoded(plain.rotate(90), exif=sideways), "truncated.png": encoded(plain)[:-100],
+             "wide.png": encoded(plain.crop((0, 0, 64, 40))), "notes.txt": b"passed over"}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    ds = datasets.ImageDataset(tmp_path, 16)
+    with pytest.raises(ValueError, match="text.png"):
+        ds.tensor(progress=False)
+    assert set(ds.bad) == {"text.png", "truncated.png"}
+    readable = [name for name in ds.names if name not in ds.bad]
+    with pytest.warns(UserWarning, match="text.png"):
+        converted = dict(zip(readable, ds.tensor(skip_bad=True, progress=False), strict=True))
+    assert list(converted) == ["grey.png", "plain.png", "turned-by-exif.png", "wide.png"]
+    assert torch.equal(converted["turned-by-exif.png"], converted["plain.png"])
+    inside = make_zip(tmp_path / "x.zip", [(f"holiday/{name}", files[name]) for name in readable])
+    assert datasets.pixel_hash(datasets.ImageDataset(inside, 16)) == datasets.pixel_hash(converted.values())
+
+
 def test_images_of_several_sizes_need_a_resolution(tmp_path):
     path = make_zip(tmp_path / "x.zip", [(f"{s}.png", encoded(picture(s, s))) for s in (16, 24)])
     with pytest.raises(ValueError, match="24.png: 24 x 24 pixels, others have 16 x 16; give .* resolution"):

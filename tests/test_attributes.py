@@ -1,0 +1,50 @@
+"""Labels of images, and probes that see which of them change along a direction."""
+
+import pytest
+import torch
+
+from padinv import Code
+from padinv.images.datasets import to_uint8
+from study.attributes import COLUMNS, Probes, effect_row, labelled, pixel_labels
+from study.avatars import COLOURS, SHAPES
+from study.sets import encode_webp, write_zip
+
+
+def test_labels_of_avatars_are_values_that_occur():
+    options = SHAPES | COLOURS
+    for column, values in COLUMNS.values():
+        assert column not in options or set(values.split()) < set(options[column])
+
+
+def test_images_with_and_without_a_table_have_labels(tiny, tmp_path):
+    x = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).repeat(1, 3, 32, 32)
+    images = [(f"{i}.webp", encode_webp(image)) for i, image in enumerate(to_uint8(x))]
+    pixels = ["bright", "warm", "bright border", "light from the left"]
+    avatar, person = {"hat": "turban", "skin": "#d08b5b"}, {"age": "50"}
+    for row, names in ((avatar, ["light skin", "hat"]), (person, ["over 40", *pixels]), ({}, pixels)):
+        write_zip(tmp_path / "x.zip", images, [{"file": name} | row for name, _ in images])
+        found, labels, known = labelled(str(tmp_path / "x.zip"), tiny, 3)
+        assert found.shape == (3, 3, 32, 32) and known == names and labels.shape == (3, len(names))
+        assert not row or labels[:, 0].all()
+    assert pixel_labels(x)["bright"].tolist() == [False, False, True, True]
+
+
+def test_probes_see_what_changes(tiny):
+    """The labels are whether the upper and the lower half are bright; directions lead to where they are."""
+    z = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    codes = Code(tiny.mapping(z))
+    x = tiny(codes)
+    halves = torch.stack([half.mean(dim=(1, 2, 3)) for half in x.chunk(2, dim=2)], dim=1)  # [N, 2]
+    labels = halves > halves.median(dim=0).values
+    probes = Probes.fit(x[:200], labels[:200], x[200:], labels[200:])
+    assert probes.accuracy.min() > 0.9 and probes.normals.shape == (3072, 2)
+    difference = [codes.w[labels[:, k]].mean(0) - codes.w[~labels[:, k]].mean(0) for k in range(2)]
+    effect = probes.effect(tiny, codes[:4], Code(torch.stack(difference)))
+    assert (effect.diagonal() > 0.5).all()
+    assert torch.allclose(probes.effect(tiny, codes[:4], Code(0 * codes.w[:1])), torch.zeros(1, 2), atol=1e-5)
+
+
+def test_a_row_sets_own_labels_against_others():
+    row = effect_row(torch.tensor([[2.0, -0.5], [0.5, 1.0]]), ["a", "b"])
+    assert (row["target"], row["others"], row["ratio"]) == pytest.approx((1.5, 0.5, 3.0))
+    assert row["labels"] == {"a": {"target": 2.0, "others": 0.5}, "b": {"target": 1.0, "others": 0.5}}

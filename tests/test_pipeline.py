@@ -104,7 +104,7 @@ def test_every_notebook_is_cleaned_and_executed(stages):
 
 
 def test_stages_pass_parameters_that_the_notebook_has(stages, photos):
-    assert {name[:2] for name, _ in executed(photos)} == {"03", "04", "05", "06"}
+    assert {name[:2] for name, _ in executed(photos)} == {"03", "04", "05", "06", "11"}
     for name, stage in executed([*stages, *photos]):
         words = shlex.split(stage.cmd.partition(" && ")[0])
         words = words[4:] if "--out" not in words else words[words.index("--out") + 2 :]

@@ -322,6 +322,20 @@ def test_swapping_goes_on_from_an_encoder_and_resumes(data, generator, tmp_path)
         go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False})
 
 
+def test_w_draws_alone_what_it_can_where_that_is_asked_for(data, generator, tmp_path):
+    G, x = load_generator(generator), to_float(ImageDataset(data).tensor(progress=False))
+    alone = {}
+    for name, settings in (("free", {}), ("asked", {"w_only": 1.0}), ("part", {"w_only": 1.0, "w_only_part": 0.5})):
+        E, history = train_e(data, generator, tmp_path, 240, name, grid_every=240, **settings)
+        assert ("w_mse" in history[0]) == (name != "free")
+        with torch.no_grad():
+            alone[name] = (G.synthesis(E(x).w) - x).square().mean().item()
+    assert max(alone["asked"], alone["part"]) < alone["free"]
+    psp = {"padded_resolutions": 0, "replace_const": False}
+    runs = [train_e(data, generator, tmp_path, 8, f"psp{w}", psp, w_only=w)[0].state_dict() for w in (0.0, 1.0)]
+    assert same(*runs), "without P there is nothing to share"
+
+
 def test_psp_is_the_same_encoder_without_p(data, generator, tmp_path):
     E, _ = train_e(data, generator, tmp_path, 4, encoder={"padded_resolutions": 0, "replace_const": False})
     assert E(torch.zeros(1, 3, 32, 32)).p is None

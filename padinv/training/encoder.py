@@ -45,6 +45,8 @@ class EncoderTraining(Run):
     w_adversarial: float = 0.0  # e4e: against a discriminator of codes
     unlock: tuple = ()  # e4e: (images until the second w may differ from the first, images until each further one)
     passes: int = 1  # ReStyle: steps on one batch, each from where the one before led
+    w_only: float = 0.0  # weight of the distances of G(w) without P, beside those with it: w keeps drawing what it can
+    w_only_part: float = 1.0  # share of each batch on which they are taken
     swap: float = 0.0  # weight of recoloured images drawn from P of the original and W+ of a warped copy (`views`)
     lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
@@ -166,6 +168,14 @@ class EncoderTrainer:
                 error = self.perceptual(y, x)
             yield "lpips", error
 
+    def distances_alone(self, x: Tensor, w: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Means of `distances` of images drawn from w, without P, by the setting that weighs them."""
+        n = math.ceil(self.config.w_only_part * len(x))
+        with self.loop.autocast():
+            y = self.draw(Code(w[:n]))
+        for name, error in self.distances(y, x[:n]):
+            yield name, error.mean()
+
     def penalties(self, y: Tensor, x: Tensor, code: Code, n: int) -> Iterator[tuple[str, Tensor]]:
         """The other losses, by the setting that weighs them; n: of the images, those that are no views."""
         config, w = self.config, code.w
@@ -198,6 +208,10 @@ class EncoderTrainer:
         for name, error in self.distances(y, x):
             values[name] = error[:n].mean()
             loss = loss + getattr(self.config, name) * (weight * error).sum() / n
+        if self.config.w_only and code.p is not None:
+            for name, error in self.distances_alone(x[:n], code.w[:n]):
+                values[f"w_{name}"] = error
+                loss = loss + self.config.w_only * getattr(self.config, name) * error
         for name, value in self.penalties(y, x, code, n):
             values[name] = value
             loss = loss + getattr(self.config, name) * value

@@ -26,21 +26,39 @@ def _even(names: str) -> dict[str, float]:
     return dict.fromkeys(names.split(), 1)
 
 
-# Options and their weights. A sub-set of the style, without what is unreadable at 64 px or only a joke.
-SHAPES: dict[str, dict[str, float]] = {
+# Options and their weights, of a sub-set of the style without what is unreadable at 64 px. The generator is trained on
+# images with options of INSIDE alone; encoders train on images with those of OUTSIDE too; those of NEW are in test images
+# only. So the domain of the generator is known, and what lies outside it can be measured apart.
+INSIDE: dict[str, dict[str, float]] = {
     "hair": _even(
-        "bob bun curly dreads dreads01 fro longButNotTooLong miaWallace shaggy shortCurly "
-        "shortFlat shortWaved straight01 straightAndStrand theCaesar"
+        "bob bun curly dreads01 fro longButNotTooLong miaWallace shaggy shortCurly shortFlat straight01 theCaesar"
     ),
-    "hat": {"none": 36, **_even("hat turban winterHat02 winterHat03")},
-    "glasses": {"none": 15, **_even("prescription01 prescription02 round sunglasses wayfarers")},
-    "facial_hair": {"none": 20, **_even("beardLight beardMajestic beardMedium moustacheFancy moustacheMagnum")},
+    "hat": {"none": 12, **_even("winterHat03")},
+    "glasses": {"none": 9, **_even("prescription02 round sunglasses")},
+    "facial_hair": {"none": 12, **_even("beardLight beardMedium moustacheFancy")},
     "eyes": {"default": 3, **_even("closed happy side squint surprised wink")},
     "eyebrows": {"default": 2, **_even("angryNatural flatNatural raisedExcited sadConcerned upDown")},
-    "mouth": {"smile": 2, **_even("default concerned disbelief grimace sad screamOpen serious tongue twinkle")},
-    "clothes": _even(
-        "blazerAndShirt blazerAndSweater collarAndSweater hoodie overall shirtCrewNeck shirtScoopNeck shirtVNeck"
-    ),
+    "mouth": {"smile": 2, **_even("default concerned disbelief grimace sad serious twinkle")},
+    "clothes": _even("blazerAndShirt blazerAndSweater collarAndSweater hoodie shirtCrewNeck shirtScoopNeck"),
+}
+OUTSIDE: dict[str, dict[str, float]] = {
+    "hair": _even("bigHair dreads shaggyMullet shortWaved straightAndStrand"),
+    "hat": _even("turban winterHat02"),
+    "glasses": _even("kurt wayfarers"),
+    "facial_hair": _even("beardMajestic"),
+    "mouth": _even("screamOpen tongue"),
+    "clothes": _even("overall shirtVNeck"),
+}
+NEW: dict[str, dict[str, float]] = {
+    "hair": _even("dreads02 froBand shavedSides"),
+    "hat": _even("hijab winterHat1"),
+    "glasses": _even("eyepatch prescription01"),
+    "facial_hair": _even("moustacheMagnum"),
+    "mouth": _even("eating"),
+}
+FOREIGN = {"inside": {}, "outside": OUTSIDE, "new": NEW}  # by domain, what its images have at least one option of
+SHAPES: dict[str, tuple[str, ...]] = {
+    name: (*INSIDE[name], *OUTSIDE.get(name, ()), *NEW.get(name, ())) for name in INSIDE
 }
 COLOURS: dict[str, dict[str, float]] = {
     "skin": _even("#6d4a3a #8d5a3c #ae5d29 #d08b5b #edb98a #ffdbb4"),
@@ -59,7 +77,8 @@ COLOURS: dict[str, dict[str, float]] = {
 ATTRIBUTES = (*SHAPES, *COLOURS)
 
 # Customised edits: the attribute, its value in the "before" image and in the "after" image. Where the old
-# value is "none" the targets have "none" too (something is added); elsewhere any value but the new one.
+# value is "none" the targets have "none" too (something is added); elsewhere any value but the new one. The generator
+# never drew what those of "_outside" add.
 EDITS: dict[str, tuple[str, str, str]] = {
     "glasses": ("glasses", "none", "prescription02"),
     "hair": ("hair", "shortFlat", "longButNotTooLong"),
@@ -67,11 +86,17 @@ EDITS: dict[str, tuple[str, str, str]] = {
     "mouth": ("mouth", "serious", "smile"),
     "clothes": ("clothes", "shirtCrewNeck", "hoodie"),
     "hat": ("hat", "none", "winterHat03"),
+    "glasses_outside": ("glasses", "none", "kurt"),
+    "hair_outside": ("hair", "shortFlat", "bigHair"),
+    "facial_hair_outside": ("facial_hair", "none", "beardMajestic"),
+    "mouth_outside": ("mouth", "serious", "tongue"),
+    "clothes_outside": ("clothes", "shirtCrewNeck", "overall"),
+    "hat_outside": ("hat", "none", "turban"),
 }
 
 # The head, with enough of the shoulders that an edit of the clothes shows; units of the 280 x 280 canvas.
 VIEW_BOX = (34.5, 11, 211, 211)
-SUPERSAMPLING = 4
+CANVAS = 256  # pixels along a side that are drawn, at least, and averaged down
 
 
 def held_out(attributes: Attributes) -> bool:
@@ -80,14 +105,31 @@ def held_out(attributes: Attributes) -> bool:
     return sum(list(COLOURS[k]).index(attributes[k]) for k in COLOURS) % 8 == 0
 
 
-def sample(seed: int, split: str, index: int) -> Attributes:
+def sample(seed: int, split: str, index: int, domain: str = "inside") -> Attributes:
     """Attributes of avatar `index` of a split; the split "train" never has held-out colours, all others have
-    only those. Uses only `random.Random(str).random()`, a sequence that Python keeps across its versions."""
+    only those. Outside the generator's domain one to three attributes have a foreign option (see `FOREIGN`), and no hat
+    of the generator's hides foreign hair. Uses only `random.Random(str).random()`, a sequence that Python keeps across
+    its versions. ValueError for another domain."""
+    if domain not in FOREIGN:
+        raise ValueError(f"domain: got {domain!r}, expected one of {list(FOREIGN)}")
     rng = random.Random(f"{seed}/{split}/{index}")
     while True:
-        found = {name: _pick(rng.random(), options) for name, options in (SHAPES | COLOURS).items()}
+        found = {name: _pick(rng.random(), options) for name, options in (INSIDE | COLOURS).items()}
         if held_out(found) == (split != "train"):
-            return found
+            break
+    foreign = dict(FOREIGN[domain])
+    for _ in range(1 + int(3 * rng.random()) if foreign else 0):
+        name = _pick(rng.random(), _even(" ".join(foreign)))
+        found[name] = _pick(rng.random(), foreign.pop(name))
+        if name == "hair" and found["hat"] in INSIDE["hat"]:
+            found["hat"] = "none"
+    return found
+
+
+def domain_of(attributes: Attributes) -> str:
+    """The innermost domain that has all options: "inside", "outside" or "new"."""
+    foreign = {name for name, options in FOREIGN.items() for k in options if attributes[k] in options[k]}
+    return "new" if "new" in foreign else "outside" if foreign else "inside"
 
 
 def _pick(u: float, options: dict[str, float]) -> str:
@@ -105,15 +147,20 @@ def blend(a: Attributes, b: Attributes) -> Attributes:
 
 
 def blending_attributes(seed: int, count: int = 200) -> list[tuple[Attributes, Attributes, Attributes]]:
-    """[(a, b, truth)]. `b` wears no hat: the truth is decidable only if the colour of its hair shows."""
-    pairs = [(sample(seed, "blending-a", i), sample(seed, "blending-b", i) | {"hat": "none"}) for i in range(count)]
-    return [(a, b, blend(a, b)) for a, b in pairs]
+    """[(a, b, truth)], inside and outside the generator's domain in turns. `b` wears no hat: the truth is decidable only if the colour of its hair shows."""
+    found = []
+    for i in range(count):
+        a, b = (sample(seed, f"blending-{role}", i, ("inside", "outside")[i % 2]) for role in "ab")
+        b["hat"] = "none"
+        found.append((a, b, blend(a, b)))
+    return found
 
 
 def editing_attributes(
     seed: int, edit: str, count: int = 100
 ) -> tuple[Attributes, Attributes, list[Attributes], list[Attributes]]:
-    """(before, after, targets, truths) of one of `EDITS`. The pair is a plain face, bare of additions."""
+    """(before, after, targets, truths) of one of `EDITS`. The pair is a plain face, bare of additions;
+    the targets are inside the generator's domain."""
     name, old, new = EDITS[edit]
     plain = {"hat": "none", "glasses": "none", "facial_hair": "none", "eyes": "default"}
     before = sample(seed, f"pair-{edit}", 0) | plain | {name: old}
@@ -176,9 +223,10 @@ def svg(attributes: Attributes) -> str:
 
 
 def render(attributes: Attributes, resolution: int = 64) -> Tensor:
-    """Draws an avatar: uint8 [3, R, R], rendered 4x larger and averaged down. Equal input, equal pixels."""
-    drawing, size = svg(attributes), SUPERSAMPLING * resolution
+    """Draws an avatar: uint8 [3, R, R], rendered larger and averaged down. Equal input, equal pixels."""
+    factor = max(CANVAS // resolution, 1)
+    drawing, size = svg(attributes), factor * resolution
     _, rasterise = _renderer()
     png = rasterise(svg_string=drawing, width=size, height=size, skip_system_fonts=True)
-    small = Image.open(io.BytesIO(png)).convert("RGB").reduce(SUPERSAMPLING)
+    small = Image.open(io.BytesIO(png)).convert("RGB").reduce(factor)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()  # [3, R, R]

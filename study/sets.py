@@ -1,6 +1,6 @@
 """The data sets of the experiments: avatars with their ground truth, and photographs split for training and test.
 
-python -m study.sets --out data/avatars-64
+python -m study.sets --out data/avatars-128
 """
 
 import argparse
@@ -54,7 +54,9 @@ def _roles(path: str | os.PathLike, resolution: int | None) -> Iterator[tuple[st
 # Writing
 
 
-COUNTS = {"train": 13000, "test": 1000, "blending": 200, "editing": 100}  # images, triples, targets per edit
+# Images, triples of blending, targets of each edit. Of train and choice, every second image is outside the generator's
+# domain (see `study.avatars`); choices are made on choice, and nothing but tables on inside, outside and new.
+COUNTS = {"train": 24000, "choice": 500, "inside": 500, "outside": 500, "new": 500, "blending": 200, "editing": 100}
 
 
 def write_zip(path: str | os.PathLike, images: Iterable[tuple[str, bytes]], rows: list[dict[str, str]]) -> None:
@@ -79,10 +81,10 @@ def write_zip(path: str | os.PathLike, images: Iterable[tuple[str, bytes]], rows
 
 
 def avatar_rows(part: str, seed: int = 0, count: int | None = None) -> list[dict[str, str]]:
-    """What one part of the avatars data holds, as the rows of its labels.csv: file, task, role, index and the
-    attributes; nothing is rendered.
+    """What one part of the avatars data holds, as the rows of its labels.csv: file, task, role, index, domain and
+    the attributes; nothing is rendered.
 
-    part: "train" or "test" (role "image"), "blending" (roles a, b, truth) or "editing" (one task per edit of
+    part: one of images (role "image"), "blending" (roles a, b, truth) or "editing" (one task per edit of
     `avatars.EDITS`; roles before, after, target, truth). count: see `COUNTS`."""
     if part not in COUNTS:
         raise ValueError(f"part: got {part!r}, expected one of {list(COUNTS)}")
@@ -98,8 +100,10 @@ def avatar_rows(part: str, seed: int = 0, count: int | None = None) -> list[dict
             found += [(edit, "target", i, x) for i, x in enumerate(targets)]
             found += [(edit, "truth", i, x) for i, x in enumerate(truths)]
     else:
-        found = [(part, "image", i, avatars.sample(seed, part, i)) for i in range(count)]
-    return [_role_row(task, role, i) | x for task, role, i, x in found]
+        domains = (part,) if part in avatars.FOREIGN else ("inside", "outside")
+        drawn = (avatars.sample(seed, part, i, domains[i % len(domains)]) for i in range(count))
+        found = [(part, "image", i, x) for i, x in enumerate(drawn)]
+    return [_role_row(task, role, i) | {"domain": avatars.domain_of(x)} | x for task, role, i, x in found]
 
 
 def _role_row(task: str, role: str, i: int) -> dict[str, str]:
@@ -124,7 +128,7 @@ def encode_webp(image: Tensor) -> bytes:
 def write_avatars(
     path: str | os.PathLike,
     part: str,
-    resolution: int = 64,
+    resolution: int = 128,
     seed: int = 0,
     count: int | None = None,
     workers: int = 2,
@@ -188,22 +192,23 @@ def main() -> None:
         description="Render the avatars data set, or split photographs into train.zip and test.zip.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", default="data/avatars-64", help="folder of the four zips that are written")
-    parser.add_argument("--resolution", type=int, default=64, help="pixels along a side")
+    parser.add_argument("--out", default="data/avatars-128", help="folder of the zips that are written")
+    parser.add_argument("--resolution", type=int, default=128, help="pixels along a side")
     parser.add_argument("--seed", type=int, default=0, help="decides every avatar")
-    for part, what in zip(COUNTS, ("images", "images", "triples", "targets per edit"), strict=True):
-        parser.add_argument(f"--{part}", type=int, default=COUNTS[part], help=f"{what} in {part}.zip")
+    parser.add_argument("--parts", nargs="+", choices=COUNTS, default=list(COUNTS), help="zips to write", metavar="PART")
+    parser.add_argument("--count", type=int, help=f"images, triples, targets per edit (default: {COUNTS})")
     parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--photos", help="folder or zip to split instead; the last --test of its images are the test")
+    parser.add_argument("--photos", help="folder or zip to split into train.zip and test.zip instead")
+    parser.add_argument("--test", type=int, default=1000, help="photographs that are the test, the last ones")
     args = parser.parse_args()
     if args.photos:
         try:
             return write_photos(args.photos, args.out, args.resolution, args.test)
         except (ValueError, OSError) as error:
             sys.exit(f"study.sets: {error}")
-    for part in COUNTS:
+    for part in args.parts:
         path = Path(args.out) / f"{part}.zip"
-        write_avatars(path, part, args.resolution, args.seed, getattr(args, part), args.workers)
+        write_avatars(path, part, args.resolution, args.seed, args.count, args.workers)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -15,7 +15,7 @@ import platform
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ class Run:
     accumulate: int = 1  # parts in which an encoder's process takes its share of a batch, to need less memory
     lr: float = 2.5e-3
     precision: str = "fp32"  # or "bf16": activations and products in bfloat16, weights and losses in float32
+    compile: bool = False  # the networks of a step, by torch.compile: a minute at the start, then 1.1 to 1.4× as fast
     mirror: bool = False  # flip images left to right at random
     workers: int = 0  # threads of each process that decode images as they are needed; 0: all are held in memory
     log_every: int = 20  # steps between points of the curves
@@ -267,6 +268,10 @@ class Loop:
     @property
     def shown(self) -> int:
         return self.step * self.config.batch
+
+    def compiled(self, function: Callable) -> Callable:
+        """The function, or what torch.compile makes of it, if the settings ask for that."""
+        return torch.compile(function, dynamic=False) if self.config.compile else function
 
     def seed(self, part: int) -> None:
         """Start the random numbers anew for one part of the set-up."""

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,10 +233,12 @@ class RegressionTrainer:
         trained = [*codes.parameters(), G.const, *G.blocks.parameters()]
         optimizer = Adam(trained, lr=self.config.lr, betas=(self.config.beta1, self.config.beta2), fused=True)
         self.resolution, self.networks = resolution, [codes, codes_ema, G, G_ema, optimizer]
+        self.synthesis = self.loop.compiled(G.synthesis)
 
-    def draw(self, codes: LabelCodes, G: Generator, labels: Tensor) -> Tensor:
+    def draw(self, codes: LabelCodes, synthesis: Callable[..., Tensor], labels: Tensor) -> Tensor:
         """[N, columns] -> [N, 3, r, r]."""
-        return G.synthesis(codes(labels)[:, None].expand(-1, G.num_ws, -1), noise="none")
+        w = codes(labels)[:, None].expand(-1, self.networks[2].num_ws, -1)  # [N, num_ws, w_dim]
+        return synthesis(w, noise="none")
 
     def step(self) -> dict[str, Tensor]:
         config, shown = self.config, self.loop.shown
@@ -247,7 +250,7 @@ class RegressionTrainer:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * pace(shown / config.images, config.lr_final)
         with self.loop.autocast():
-            y = self.draw(codes, G, self.labels[self.batches.indices(self.loop.step)])
+            y = self.draw(codes, self.synthesis, self.labels[self.batches.indices(self.loop.step)])
             values = {"l1": (y - x).abs().mean()}
             if self.perceptual and resolution >= 32:
                 values["lpips"] = self.perceptual(y, x).mean()
@@ -267,7 +270,7 @@ class RegressionTrainer:
     def grid(self, path: Path) -> None:
         _, codes, _, G, _ = self.networks
         with torch.no_grad(), self.loop.autocast():
-            y = self.draw(codes, G, self.labels[: len(self.fixed)])
+            y = self.draw(codes, G.synthesis, self.labels[: len(self.fixed)])
             x = F.adaptive_avg_pool2d(self.fixed, self.resolution)
             save_grid(torch.stack((x, y), dim=1).flatten(0, 1), path)  # pairs side by side
 

@@ -1,16 +1,26 @@
-"""Attributes of images, and which of them change when codes move along a direction (notebook 06)."""
+"""Attributes of images, which of them change when codes move along a direction (notebook 06), and a classifier of them.
 
+python -m study.attributes --data build/avatars-128/train.zip --out checkpoints/avatars-128/classifier.safetensors
+"""
+
+import argparse
+import itertools
+import json
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
 from padinv.inversion.directions import balanced_accuracy, linear_svm, move
 from padinv.inversion.optimise import draw
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
+from padinv.model.tensors import file_hash, load_tensors, save_tensors
+from padinv.training.loop import origin
+from study.avatars import ATTRIBUTES
 
 # What labels.csv says of an image: label -> column, and the values for which the label is true.
 COLUMNS = {
@@ -91,3 +101,90 @@ def effect_row(effect: Tensor, names: list[str]) -> dict:
     pairs = zip(names, target.tolist(), others.tolist(), strict=True)
     each = {name: {"target": round(t, 4), "others": round(o, 4)} for name, t, o in pairs}
     return row | {"ratio": round(row["target"] / row["others"], 2), "labels": each}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A classifier that reads the attributes of avatars
+
+
+class Classifier(nn.Module):
+    """Reads every attribute off an avatar, as a measure of generators and edits: trained on rendered images alone, of
+    whatever domain, so that no network that it judges had a say.
+
+    Attributes:
+        options: {attribute: its values}, in the order of the logits.
+    """
+
+    def __init__(self, options: dict[str, list[str]], resolution: int = 128):
+        super().__init__()
+        self.options, self.resolution = options, resolution
+        widths = (3, 32, 64, 96, 128)
+        layers = []
+        for i, o in itertools.pairwise(widths):
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        self.features = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3))
+        self.heads = nn.Linear(widths[-1] * (resolution // 16) ** 2, sum(map(len, options.values())))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[N, 3, R, R] in [−1, 1] -> {attribute: logits [N, options]}."""
+        logits = self.heads(self.features(x)).split([len(values) for values in self.options.values()], dim=1)
+        return dict(zip(self.options, logits, strict=True))
+
+    def read(self, x: Tensor) -> list[dict[str, str]]:
+        """The attributes of each image."""
+        found = []
+        for part in x.split(256):
+            best = {name: logits.argmax(dim=1).tolist() for name, logits in self(part).items()}
+            found += [{name: self.options[name][i[n]] for name, i in best.items()} for n in range(len(part))]
+        return found
+
+    def accuracy(self, x: Tensor, rows: list[dict[str, str]]) -> dict[str, float]:
+        """Share of images whose attributes are read as rows say, for each attribute."""
+        pairs = list(zip(self.read(x), rows, strict=True))
+        return {name: sum(got[name] == true[name] for got, true in pairs) / len(pairs) for name in self.options}
+
+
+def train_classifier(data: str, out: str, epochs: int = 5, batch: int = 128, lr: float = 3e-3, seed: int = 0) -> None:
+    """Train on a zip of avatars and write the network, with where it comes from, to `out`."""
+    source = ImageDataset(data)
+    images = source.tensor()  # uint8 [N, 3, R, R]
+    options = {name: sorted({row[name] for row in source.labels}) for name in ATTRIBUTES}
+    labels = torch.tensor([[options[name].index(row[name]) for name in options] for row in source.labels])
+    torch.manual_seed(seed)
+    network = Classifier(options, images.shape[-1]).to(memory_format=torch.channels_last)
+    steps = epochs * (len(images) // batch)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
+    for step in tqdm(range(steps), desc="classifier", unit="step"):
+        if step % (len(images) // batch) == 0:
+            order = torch.randperm(len(images))
+        chosen = order[: batch]
+        order = order[batch:]
+        x = to_float(images[chosen]).contiguous(memory_format=torch.channels_last)
+        answers = network(x).values()
+        loss = sum(F.cross_entropy(a, labels[chosen, i]) for i, a in enumerate(answers)) / len(options)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
+    settings = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    meta = {"training": settings, "data": file_hash(data), **origin()}
+    save_tensors(out, tensors, {"kind": "classifier", "resolution": str(network.resolution),
+                                "options": json.dumps(options), "meta": json.dumps(meta)})  # fmt: skip
+
+
+def load_classifier(path, device="cpu") -> Classifier:
+    """What `train_classifier` writes. ValueError on anything else."""
+    tensors, metadata = load_tensors(path, "classifier", device)
+    network = Classifier(json.loads(metadata["options"]), int(metadata["resolution"]))
+    network.load_state_dict(tensors)
+    return network.to(device).eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m study.attributes", description="Train the classifier of avatars.")
+    parser.add_argument("--data", required=True, help="zip of avatars with their labels")
+    parser.add_argument("--out", required=True, help="safetensors file to write")
+    arguments = parser.parse_args()
+    train_classifier(arguments.data, arguments.out)

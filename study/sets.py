@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from padinv.images.datasets import ImageDataset, bar, to_float, to_uint8
+from padinv.model.tensors import file_hash
 from padinv.training.views import views
 from study import avatars, stickers
 
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides every avatar")
     parser.add_argument("--parts", nargs="+", choices=COUNTS, default=list(COUNTS), help="zips to write", metavar="PART")
     parser.add_argument("--count", type=int, help=f"images, triples, targets per edit (default: {COUNTS})")
+    parser.add_argument("--sha256", help="of the one part that is written, which is refused if it comes out otherwise")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--photos", help="folder or zip to split into train.zip and test.zip instead")
     parser.add_argument("--test", type=int, default=1000, help="photographs that are the test, the last ones")
@@ -208,7 +210,13 @@ def main() -> None:
             sys.exit(f"study.sets: {error}")
     for part in args.parts:
         path = Path(args.out) / f"{part}.zip"
+        if args.sha256 and path.exists() and file_hash(path) == args.sha256:
+            print(f"{path}: is there already")
+            continue
         write_avatars(path, part, args.resolution, args.seed, args.count, args.workers)
+        if args.sha256 and (found := file_hash(path)) != args.sha256:
+            sys.exit(f"--sha256: expected {args.sha256}, {path} has {found}: its renderer has another version, or --seed, "
+                     "--resolution or --count differ")  # fmt: skip
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

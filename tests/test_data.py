@@ -5,6 +5,7 @@ import sys
 import warnings
 import zipfile
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from padinv.images import datasets
+from padinv.model.tensors import file_hash
 from study import avatars, sets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,13 +26,13 @@ PINNED_SAMPLE = {
     "eyes": "happy",
     "eyebrows": "upDown",
     "mouth": "smile",
-    "clothes": "hoodie",
+    "clothes": "collarAndSweater",
     "skin": "#6d4a3a",
     "hair_colour": "#f59797",
     "clothes_colour": "#65c9ff",
     "background": "#cdeac0",
 }
-PINNED_PIXELS = "010befc8c70199f61097a32ae6689f5ab19d7b83f31000baeda7c4bb634183d6"
+PINNED_PIXELS = "4490281f283cf0b00286dda881f740a18b413b872e410eaf78879be0ba2bb208"
 
 
 def encoded(image, kind="PNG", **options) -> bytes:
@@ -367,10 +369,28 @@ def test_sampling_is_pinned():
     assert avatars.sample(0, "train", 0) == PINNED_SAMPLE
     rows = [avatars.sample(0, "train", i) for i in range(2000)]
     assert rows[7] == avatars.sample(0, "train", 7) and rows[7] != avatars.sample(1, "train", 7)
-    for name, options in (avatars.SHAPES | avatars.COLOURS).items():
+    for name, options in (avatars.INSIDE | avatars.COLOURS).items():
         share = {v: sum(r[name] == v for r in rows) / len(rows) for v in options}
         total = sum(options.values())
         assert all(abs(share[v] - w / total) < 0.04 and share[v] > 0 for v, w in options.items()), name
+
+
+def test_domains_are_apart():
+    tiers = (avatars.INSIDE, avatars.OUTSIDE, avatars.NEW)
+    for name, options in avatars.SHAPES.items():
+        assert sorted(options) == sorted(v for tier in tiers for v in tier.get(name, ())) and len({*options}) == len(options)
+    for domain, allowed in (("inside", tiers[:1]), ("outside", tiers[:2]), ("new", tiers[::2])):
+        rows = [avatars.sample(0, "train", i, domain) for i in range(1000)]
+        assert {avatars.domain_of(row) for row in rows} == {domain}
+        for name in avatars.SHAPES:
+            assert {row[name] for row in rows} == {v for tier in allowed for v in tier.get(name, ())}, "all, and no other"
+        foreign = avatars.FOREIGN[domain]
+        counts = {sum(row[name] in foreign[name] for name in foreign) for row in rows}
+        assert counts == ({1, 2, 3} if foreign else {0})
+        for row in rows:  # what is foreign shows
+            assert row["hair"] not in foreign.get("hair", ()) or row["hat"] in ("none", *foreign["hat"])
+    with pytest.raises(ValueError, match="domain: got 'far', expected one of .*outside"):
+        avatars.sample(0, "train", 0, "far")
 
 
 def test_no_test_image_or_true_result_has_the_colours_of_a_training_image():
@@ -378,8 +398,14 @@ def test_no_test_image_or_true_result_has_the_colours_of_a_training_image():
         return {tuple(r[k] for k in avatars.COLOURS) for r in rows}
 
     train = colours(sets.avatar_rows("train", count=3000))
-    other = [r for part in ("test", "blending", "editing") for r in sets.avatar_rows(part)]
-    assert len(other) == 1000 + 3 * 200 + 6 * 202 and not train & colours(other)
+    parts = {part: sets.avatar_rows(part) for part in sets.COUNTS if part != "train"}
+    assert {part: len(rows) for part, rows in parts.items()} == {
+        "choice": 500, "inside": 500, "outside": 500, "new": 500, "blending": 3 * 200, "editing": 12 * 202,
+    }  # fmt: skip
+    for part in ("inside", "outside", "new"):
+        assert {row["domain"] for row in parts[part]} == {part}
+    other = [row for rows in parts.values() for row in rows]
+    assert not train & colours(other)
     for i, a in enumerate(avatars.COLOURS):  # but every pair of colours is on both sides
         for j, b in enumerate(avatars.COLOURS):
             assert {(r[a], r[b]) for r in other} <= {(x[i], x[j]) for x in train}
@@ -389,8 +415,8 @@ def test_ground_truth_is_what_it_says():
     for a, b, truth in avatars.blending_attributes(0, 50):
         assert all(truth[k] == (a if k in avatars.SHAPES else b)[k] for k in avatars.ATTRIBUTES)
         assert b["hat"] == "none"
-    assert len(avatars.EDITS) >= 6
     for edit, (name, old, new) in avatars.EDITS.items():
+        assert (new in avatars.OUTSIDE.get(name, ())) == edit.endswith("_outside")
         before, after, targets, truths = avatars.editing_attributes(0, edit, 50)
         assert before[name] == old and after == before | {name: new}
         for target, truth in zip(targets, truths, strict=True):
@@ -401,14 +427,14 @@ def test_ground_truth_is_what_it_says():
 def test_rows_name_every_file_once():
     for part in sets.COUNTS:
         rows = sets.avatar_rows(part, count=5)
-        assert len({r["file"] for r in rows}) == len(rows) == {"blending": 15, "editing": 72}.get(part, 5)
+        assert len({r["file"] for r in rows}) == len(rows) == {"blending": 15, "editing": 144}.get(part, 5)
     with pytest.raises(ValueError, match="got 'val', expected one of"):
         sets.avatar_rows("val")
 
 
 def test_unknown_attributes_are_refused():
     with pytest.raises(ValueError, match=r"attributes\['hat'\]: got 'crown', expected one of .*turban"):
-        avatars.svg(avatars.sample(0, "test", 0) | {"hat": "crown"})
+        avatars.svg(avatars.sample(0, "inside", 0) | {"hat": "crown"})
     with pytest.raises(ValueError, match=r"attributes\['hair'\]: got None"):
         avatars.render({})
 
@@ -420,18 +446,20 @@ def test_a_missing_renderer_says_what_to_install(monkeypatch):
 
 
 def test_rendered_pixels_are_pinned(renderer):
-    images = [avatars.render(avatars.sample(0, "test", i)) for i in range(3)]
+    images = [avatars.render(avatars.sample(0, domain, 0, domain), 64) for domain in avatars.FOREIGN]
     assert images[0].shape == (3, 64, 64) and images[0].dtype == torch.uint8
     assert datasets.pixel_hash(images) == PINNED_PIXELS
-    assert avatars.render(avatars.sample(0, "test", 0), 32).shape == (3, 32, 32)
+    assert avatars.render(avatars.sample(0, "inside", 0), 32).shape == (3, 32, 32)
 
 
-def test_the_shipped_test_set_is_what_is_rendered(renderer):
-    path = ROOT / "data/avatars-64/test.zip"
+@pytest.mark.parametrize("part", [part for part in sets.COUNTS if part != "train"])
+def test_the_shipped_sets_are_what_is_rendered(part, renderer):
+    path = ROOT / f"data/avatars-128/{part}.zip"
     if not path.exists():
-        pytest.skip("data/avatars-64/test.zip is not pulled (dvc pull)")
+        pytest.skip(f"{path.name} is not pulled (dvc pull)")
     ds = datasets.ImageDataset(path)
-    assert ds.labels == sets.avatar_rows("test")
+    rows = sets.avatar_rows(part)
+    assert ds.labels == sorted(rows, key=lambda row: row["file"])
     again = (avatars.render(row, ds[0].shape[-1]) for row in ds.labels[::250])
     assert datasets.pixel_hash(again) == datasets.pixel_hash(ds[i] for i in range(0, len(ds), 250))
 
@@ -467,37 +495,23 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
 
 
 def test_command_line(renderer, tmp_path, monkeypatch, capsys):
-    argv = [
-        "data",
-        "--out",
-        str(tmp_path / "out"),
-        "--resolution",
-        "8",
-        "--train",
-        "3",
-        "--test",
-        "2",
-        "--blending",
-        "1",
-        "--editing",
-        "1",
-        "--workers",
-        "1",
-    ]
+    out = tmp_path / "out"
+    argv = f"data --out {out} --resolution 8 --parts train outside --count 3 --workers 1".split()
     monkeypatch.setattr("sys.argv", argv)
     sets.main()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "blending.zip",
-        "editing.zip",
-        "test.zip",
-        "train.zip",
-    ]
-    assert len(datasets.ImageDataset(tmp_path / "out/train.zip")) == 3
+    assert sorted(p.name for p in out.iterdir()) == ["outside.zip", "train.zip"]
+    assert [row["domain"] for row in datasets.ImageDataset(out / "train.zip").labels] == ["inside", "outside", "inside"]
     assert "train.zip: 0.0 MB" in capsys.readouterr().out
+    made = file_hash(out / "train.zip")
+    for wanted, message in ((made, "is there already"), ("0" * 64, "sha256: expected 0000")):
+        monkeypatch.setattr("sys.argv", [*argv[:6], "train", *argv[8:], "--sha256", wanted])
+        with nullcontext() if wanted == made else pytest.raises(SystemExit, match=message):
+            sets.main()
+            assert message in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["data", "--help"])
     with pytest.raises(SystemExit):
         sets.main()
-    assert "--resolution" in capsys.readouterr().out
+    assert "--parts" in capsys.readouterr().out
 
 
 def test_photographs_are_split_with_their_labels(tmp_path, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def configure(cls: type, section: dict, overrides: list[str]) -> Run:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="padinv.training", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("generator", "encoder"))
-    parser.add_argument("--section", help="of params.yaml (default: train_generator or train_encoder)")
+    parser.add_argument("--section", help="of params.yaml (default: train_generator, if there is one, or train_encoder)")
     parser.add_argument("--method", default="padinv", help="encoder: entry of the section's methods (%(default)s)")
     parser.add_argument("--base", help="encoder: checkpoint of the encoder that a residual one goes on from")
     parser.add_argument("--init", help="encoder: checkpoint whose weights training starts from")
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         params = yaml.safe_load(Path(args.params).read_text())
         if args.what == "generator":
-            section = dict(params[args.section or "train_generator"])
+            section = dict(params[args.section] if args.section else params.get("train_generator", {}))
             if args.labels:
                 section["labels"] = args.labels
             kind, train = (Regression, train_by_labels) if "labels" in section else (GeneratorTraining, train_generator)

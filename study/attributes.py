@@ -158,7 +158,7 @@ def train_classifier(data: str, out: str, epochs: int = 5, batch: int = 128, lr:
     for step in tqdm(range(steps), desc="classifier", unit="step"):
         if step % (len(images) // batch) == 0:
             order = torch.randperm(len(images))
-        chosen = order[: batch]
+        chosen = order[:batch]
         order = order[batch:]
         x = to_float(images[chosen]).contiguous(memory_format=torch.channels_last)
         answers = network(x).values()

@@ -27,8 +27,8 @@ def _even(names: str) -> dict[str, float]:
 
 
 # Options and their weights, of a sub-set of the style without what is unreadable at 64 px. The generator is trained on
-# images with options of INSIDE alone; encoders train on images with those of OUTSIDE too; those of NEW are in test images
-# only. So the domain of the generator is known, and what lies outside it can be measured apart.
+# images with options of INSIDE alone; encoders train on images with those of OUTSIDE too; those of NEW are in test
+# images only. So the domain of the generator is known, and what lies outside it can be measured apart.
 INSIDE: dict[str, dict[str, float]] = {
     "hair": _even(
         "bob bun curly dreads01 fro longButNotTooLong miaWallace shaggy shortCurly shortFlat straight01 theCaesar"
@@ -147,7 +147,8 @@ def blend(a: Attributes, b: Attributes) -> Attributes:
 
 
 def blending_attributes(seed: int, count: int = 200) -> list[tuple[Attributes, Attributes, Attributes]]:
-    """[(a, b, truth)], inside and outside the generator's domain in turns. `b` wears no hat: the truth is decidable only if the colour of its hair shows."""
+    """[(a, b, truth)], inside and outside the generator's domain in turns. `b` wears no hat: the truth is decidable
+    only if the colour of its hair shows."""
     found = []
     for i in range(count):
         a, b = (sample(seed, f"blending-{role}", i, ("inside", "outside")[i % 2]) for role in "ab")

@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--out", default="data/avatars-128", help="folder of the zips that are written")
     parser.add_argument("--resolution", type=int, default=128, help="pixels along a side")
     parser.add_argument("--seed", type=int, default=0, help="decides every avatar")
-    parser.add_argument("--parts", nargs="+", choices=COUNTS, default=list(COUNTS), help="zips to write", metavar="PART")
+    parser.add_argument("--parts", nargs="+", choices=COUNTS, default=list(COUNTS), metavar="PART", help="to write")
     parser.add_argument("--count", type=int, help=f"images, triples, targets per edit (default: {COUNTS})")
     parser.add_argument("--sha256", help="of the one part that is written, which is refused if it comes out otherwise")
     parser.add_argument("--workers", type=int, default=2, help="processes")
@@ -215,8 +215,8 @@ def main() -> None:
             continue
         write_avatars(path, part, args.resolution, args.seed, args.count, args.workers)
         if args.sha256 and (found := file_hash(path)) != args.sha256:
-            sys.exit(f"--sha256: expected {args.sha256}, {path} has {found}: its renderer has another version, or --seed, "
-                     "--resolution or --count differ")  # fmt: skip
+            sys.exit(f"--sha256: expected {args.sha256}, {path} has {found}: the renderer is of another version, or "
+                     "--seed, --resolution or --count differ")  # fmt: skip
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

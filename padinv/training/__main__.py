@@ -35,7 +35,7 @@ def configure(cls: type, section: dict, overrides: list[str]) -> Run:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="padinv.training", description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("generator", "encoder"))
-    parser.add_argument("--section", help="of params.yaml (default: train_generator, if there is one, or train_encoder)")
+    parser.add_argument("--section", help="of the parameters (default: train_generator if there, or train_encoder)")
     parser.add_argument("--method", default="padinv", help="encoder: entry of the section's methods (%(default)s)")
     parser.add_argument("--base", help="encoder: checkpoint of the encoder that a residual one goes on from")
     parser.add_argument("--init", help="encoder: checkpoint whose weights training starts from")

@@ -20,7 +20,7 @@ TEMPLATES = {"ffhq": (1.0, 0.0), "tight": (0.63, 0.21)}
 SEARCHED = 1024  # pixels of the longer side of the picture that faces are looked for in; larger ones are reduced
 MIN_FACE = 40  # pixels of the smallest face in it
 CERTAINTY = 0.9  # of the detector, from 0 to 1: below it, what was found is no face
-NO_FACE = "no face found; for pictures without faces, --crop center takes the middle"
+NO_FACE = "no face found; of pictures without faces take the middle (--crop center)"
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from padinv import Code, Encoder
+from padinv import Code, Encoder, analogy
 from padinv.app import page as pages
 from padinv.app import studio as studios
 from padinv.files.checkpoints import save_encoder, save_generator
@@ -120,13 +120,17 @@ def test_blends_edits_and_moves(studio, face):
     blend = studios.blended(face, second)
     assert blend.w.equal(second.code.w) and blend.p.const.equal(face.code.p.const)
     assert studios.blended(face, second, 0.0).w.equal(face.code.w)
-    added = studios.edited(studio, face, second, face, drawn=False, strength=1.0)
+    pair = studio.samples[1], studio.samples[0]
+    added = studios.edited(studio, face, pair, "center", drawn=False, strength=1.0)
     torch.testing.assert_close(added.p.const, 2 * face.code.p.const - second.code.p.const)
     changed = studio.samples[1].clone()
     changed[:, 8:16, 8:16] = 255
-    after = studios.inverted(studio, changed, "center", "encoder")
-    drawn = studios.edited(studio, face, second, after, drawn=True, strength=1.0)
-    assert not drawn.p.const.equal(face.code.p.const)
+    pair = studio.samples[1], changed
+    drawn = studios.edited(studio, face, pair, "center", drawn=True, strength=1.0)
+    expected = analogy(face.x, *(to_float(photo)[None] for photo in pair))
+    torch.testing.assert_close(drawn.p.const, studio.nets.E(expected).p.const)
+    with pytest.raises(ValueError, match="the same image twice"):
+        studios.edited(studio, face, pair[:1] * 2, "center", drawn=True, strength=1.0)
     hat = studios.moved(studio, face, {"hat": 2.0, "beard": 0.0})
     assert hat.w.equal(move(face.code, studio.directions["hat"], 2.0).w)
 
@@ -213,7 +217,8 @@ def test_uploads_over_http(server, tmp_path, monkeypatch):
 def test_in_a_browser(site, page, tmp_path):
     """`padinv app` without arguments: invert, move, download, see an error; nothing comes from elsewhere."""
     pytest.importorskip("gradio", reason='no Gradio; pip install -e ".[app]"')
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+    (own := tmp_path / "tmp").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "TMPDIR": str(own)}
     log = tmp_path / "app.log"
     with browser.running([sys.executable, "-m", "padinv", "app", "--device", "cpu"], log, env=environment, cwd=site):
         found = browser.wait(lambda: [w for w in log.read_text().split() if w.startswith("http")], 60, "server")
@@ -255,4 +260,6 @@ def test_in_a_browser(site, page, tmp_path):
         page.choose_files("#upload button", [tmp_path / "notes.png"])
         browser.wait(lambda: "notes.png: not an image" in page.js(text), 30, "message about the upload")
         asked = {e["params"]["request"]["url"] for e in page.events if e["method"] == "Network.requestWillBeSent"}
+        assert list(own.glob("padinv-app-*/*"))
         assert len(asked) > 10 and not [u for u in asked if not u.startswith((url, "data:", "blob:"))]
+    assert not list(own.glob("padinv-app-*")), "nothing stays behind"

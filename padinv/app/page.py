@@ -2,6 +2,8 @@
 
 import functools
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -112,8 +114,8 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         if not before or not after:
             raise ValueError("before, after: upload the two pictures of the pair first")
         studio = load(name)
-        pair = [studios.inverted(studio, studios.uploaded(p), template, studio.ways[0]) for p in (before, after)]
-        return result(name, studios.edited(studio, face, *pair, drawn == "drawn", strength, progress), face)
+        pair = studios.uploaded(before), studios.uploaded(after)
+        return result(name, studios.edited(studio, face, pair, template, drawn == "drawn", strength, progress), face)
 
     @shown
     def move(name, face, direction, amount):
@@ -124,7 +126,7 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         drawn = studios.drawing(load(name), needed(code, "result"))
         return Face(face.photo, face.matrix, studios.to_float(drawn)[None], code), pixels(drawn)
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         picture, face, second, code = (gr.State() for _ in range(4))
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
@@ -233,7 +235,12 @@ def serve(generator, encoder=None, device="auto", host="127.0.0.1", port=None, b
         }
     with tempfile.TemporaryDirectory(prefix="padinv-app-") as folder:
         page = build(networks, folder)
-        _, url = launch(page, host, port, prevent_thread_lock=True, inbrowser=browser)
+        try:
+            _, url = launch(page, host, port, prevent_thread_lock=True, inbrowser=browser)
+        except OSError as error:
+            raise OSError(f"--host {host}, --port {port}: cannot listen there; give another port, or none, for the "
+                          f"first that is free ({error})") from error  # fmt: skip
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the folder goes then too
         print(f"{TITLE}: {url} (Ctrl-C ends it)", flush=True)
         try:
             page.block_thread()

@@ -156,14 +156,24 @@ def blended(contour: Face, details: Face, strength: float = 1.0) -> Code:
 
 
 def edited(
-    studio: Studio, face: Face, before: Face, after: Face, drawn: bool, strength: float, progress: Progress = None
-) -> Code:
-    """What happened from `before` to `after` happens to a face: drawn into its picture, which is inverted again (by the
-    encoder, or as long a search as STEPS), or added to its code. Strengths as in `padinv.analogy` and
-    `padinv.customize`."""
+    studio: Studio, face: Face, pair: tuple[Tensor, Tensor], template: str, drawn: bool, strength: float,
+    progress: Progress = None,
+) -> Code:  # fmt: skip
+    """What happened from one picture of a pair to the other happens to a face: drawn into its picture, which is then
+    inverted (by the encoder, or a search of STEPS), or added to its code.
+
+    Args:
+        pair: uint8 [3, H, W] each; framed by `template`, as in `inverted`.
+        strength: in [0, 1].
+
+    Raises:
+        ValueError: no face in one of the pair, or no difference between them.
+    """
+    nets = replace(studio.nets, batch=1)
+    before, after = (to_float(cut(photo, template, nets.G.resolution)[0])[None] for photo in pair)
     if not drawn:
-        return customize(face.code, before.code, after.code, strength)
-    return replace(studio.nets, batch=1).invert(analogy(face.x, before.x, after.x, strength), progress)
+        return customize(face.code, nets.invert(before, progress), nets.invert(after, progress), strength)
+    return nets.invert(analogy(face.x, before, after, strength), progress)
 
 
 def moved(studio: Studio, face: Face, amounts: dict[str, float]) -> Code:

@@ -392,7 +392,7 @@ def test_errors_end_with_a_message(run, arguments, message):
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["invert", "--help"])
-    assert stop.value.code == 0 and "python -m padinv invert holiday.jpg" in capsys.readouterr().out
+    assert stop.value.code == 0 and "padinv invert holiday.jpg" in capsys.readouterr().out
 
 
 def command(*arguments, launcher: tuple = ()) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from padinv.__main__ import COMMANDS as PADINV
 from tools.readme import PAGES, ROOT, TABLE, with_tables
 
 OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "pipelines").glob("*/README.md"))]
@@ -132,19 +133,22 @@ def commands(page: Path) -> list[list[str]]:
 
 
 COMMANDS = sorted({tuple(words) for page in PAGES + OTHERS for words in commands(page)})
-STARTED = {"padinv": ("invert",), "padinv.training": ("train_generator", "train_encoder")}  # by these command lines
+STARTED = {  # by these command lines
+    "padinv": [f"{command.__name__}.run" for command in PADINV],
+    "padinv.training": [f"padinv.training.__main__.train_{what}" for what in ("generator", "encoder")],
+}
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if "-m" in words], ids=" ".join)
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "-m" in words or words[0] == "padinv"], ids=" ".join)
 def test_python_commands_parse(words, monkeypatch, capsys):
     """Of the packages that people use: to the very function that they start; of others: each option is in --help."""
-    module, *arguments = words[words.index("-m") + 1 :]
+    module, *arguments = words[words.index("-m") + 1 :] if "-m" in words else words
     package = importlib.util.find_spec(module).submodule_search_locations is not None
     main = importlib.import_module(f"{module}.__main__" if package else module)
     monkeypatch.chdir(ROOT)
     called = []
     for name in STARTED.get(module, ()):
-        monkeypatch.setattr(main, name, lambda *given: called.append(given))
+        monkeypatch.setattr(name, lambda *given: called.append(given))
     if called_for := module in STARTED and "…" not in arguments:
         with contextlib.suppress(SystemExit):
             main.main(arguments)

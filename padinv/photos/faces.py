@@ -1,4 +1,4 @@
-"""Faces in photographs: find them, align them as FFHQ does, paste them back.
+"""Faces in photographs: find them, align them as FFHQ does, paste them back; or take the middle of a picture.
 
 A face's square lies in its photograph as a matrix [2, 3], which takes (u, v, 1), u and v in [−1, 1] from the left and
 the top of the crop, to (x, y) in pixels from the photograph's top left corner. Photographs and crops are uint8
@@ -20,6 +20,7 @@ TEMPLATES = {"ffhq": (1.0, 0.0), "tight": (0.63, 0.21)}
 SEARCHED = 1024  # pixels of the longer side of the picture that faces are looked for in; larger ones are reduced
 MIN_FACE = 40  # pixels of the smallest face in it
 CERTAINTY = 0.9  # of the detector, from 0 to 1: below it, what was found is no face
+NO_FACE = "no face found; of pictures without faces take the middle (--crop center)"
 
 
 @functools.cache
@@ -98,6 +99,13 @@ def align(points: Tensor, template: str = "ffhq") -> Tensor:
     return torch.stack((scale * x, scale * y, centre), dim=1).float()  # [2, 3]
 
 
+def middle(photo: Tensor) -> Tensor:
+    """The matrix of the largest centred square of a photograph."""
+    _, h, w = photo.shape
+    half = min(h, w) / 2
+    return torch.tensor([[half, 0, (w - 2 * half) // 2 + half], [0, half, (h - 2 * half) // 2 + half]])
+
+
 def half_side(matrix: Tensor) -> float:
     """Of the square, in pixels of the photograph."""
     return matrix[:, 0].norm().item()
@@ -131,6 +139,31 @@ def crop(photo: Tensor, matrix: Tensor, resolution: int) -> Tensor:
     out = F.grid_sample(part, grid[None], padding_mode="reflection", align_corners=False)
     out = F.avg_pool2d(out, fine // resolution)[0]  # [3, R, R]
     return out.round().clamp(0, 255).to(torch.uint8)
+
+
+def cut(photo: Tensor, template: str, resolution: int, name: str = "the picture") -> tuple[Tensor, Tensor]:
+    """What a generator should draw of a photograph: its largest face, aligned, or its middle.
+
+    Args:
+        photo: uint8 [3, H, W].
+        template: of `align`, or "center" for the largest centred square.
+        resolution: of the crop.
+        name: of the photograph, for the error.
+
+    Returns:
+        The crop, uint8 [3, resolution, resolution], and the matrix of its square, for `paste`.
+
+    Raises:
+        ValueError: no face, or another template.
+        ImportError: as `detector`.
+    """
+    if template == "center":
+        matrix = middle(photo)
+    elif not len(points := detect(photo)):
+        raise ValueError(f"{name}: {NO_FACE}")
+    else:
+        matrix = align(points[0], template)
+    return crop(photo, matrix, resolution), matrix
 
 
 def paste(photo: Tensor, image: Tensor, matrix: Tensor, border: float = 0.2) -> Tensor:

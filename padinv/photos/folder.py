@@ -1,6 +1,5 @@
 """Many photographs: every face in files, folders and zips of pictures is inverted, one folder holds the results."""
 
-import io
 import json
 import os
 import statistics
@@ -15,20 +14,19 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from padinv.files.checkpoints import load_encoder, load_generator
 from padinv.images.datasets import ImageDataset, read_image, to_float, to_uint8
 from padinv.images.viz import tile
-from padinv.inversion.optimise import draw, invert
+from padinv.inversion.optimise import draw
 from padinv.measure.identity import ArcFace, arcface, similarity
 from padinv.measure.metrics import compare
 from padinv.model.codes import Code
 from padinv.model.tensors import atomic_write, file_hash, write_json
-from padinv.photos.faces import align, crop, detect, detector, paste
+from padinv.photos.faces import NO_FACE, align, crop, cut, detect, detector, middle, paste
+from padinv.photos.networks import Networks, encoded, fingerprint
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Photos(Dataset):
         largest: bool = False,
         known: dict[str, str] | None = None,
     ):
-        """resolution: of the crops. template: of `align`, or None for pictures that are aligned. largest: leave the
+        """resolution: of the crops. template: of `cut`, or None for pictures that are aligned. largest: leave the
         smaller faces out. Raises FileNotFoundError for a path that is absent, ValueError for a zip or folder without
         images."""
         self.resolution, self.template, self.largest, known = resolution, template, largest, known or {}
@@ -115,12 +113,15 @@ class Photos(Dataset):
                 none.crops = self.read(index, self.resolution)[None].numpy()
                 return none
             photo = self.read(index)
+            if self.template == "center":
+                none.crops = cut(photo, self.template, self.resolution)[0][None].numpy()
+                return none
             points = detect(photo)
         except (ValueError, OSError, MemoryError) as error:
             none.error = str(error) or type(error).__name__
             return none
         if not len(points):
-            none.error = f"{self.sources[index]}: no face found"
+            none.error = f"{self.sources[index]}: {NO_FACE}"
             return none
         points = points[: 1 if self.largest else None]
         crops = torch.stack([crop(photo, align(p, self.template), self.resolution) for p in points])
@@ -155,8 +156,9 @@ class Results:
     Each process appends to a file of records of its own. A line cut off by a crash is no line.
     """
 
-    def __init__(self, folder: str | os.PathLike, aligned: bool, pasted: bool):
-        self.folder, self.aligned, self.pasted = Path(folder), aligned, pasted and not aligned
+    def __init__(self, folder: str | os.PathLike, numbered: bool, pasted: bool, generator: str | None = None):
+        """numbered: pictures may have several faces. pasted: write photographs. generator: its `fingerprint`."""
+        self.folder, self.numbered, self.pasted, self.generator = Path(folder), numbered, pasted, generator
         self.records: dict[str, dict] = {}  # source -> record, the latest of each
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             for line in path.read_bytes().split(b"\n")[:-1]:
@@ -193,7 +195,7 @@ class Results:
 
     def face_names(self, name: str, faces: int) -> list[str]:
         # Always numbered, so that the second face of "x" never meets a picture called "x-2".
-        return [name] if self.aligned else [f"{name}-{i + 1}" for i in range(faces)]
+        return [f"{name}-{i + 1}" for i in range(faces)] if self.numbered else [name]
 
     def done(self, photos: Photos, index: int) -> bool:
         """Whether nothing is left to do: the files are there, or the picture was refused and is still the same."""
@@ -211,14 +213,15 @@ class Results:
             atomic_write(self.folder / "reconstructions" / f"{face}.png", encoded(y[i]))
             pair = torch.from_numpy(tile(to_float(torch.stack((x[i], y[i]))), columns=2)).permute(2, 0, 1)  # [3, h, w]
             atomic_write(self.folder / "compare" / f"{face}.png", encoded(pair))
-            code[i].save(self.folder / "codes" / f"{face}.safetensors")
+            code[i].save(self.folder / "codes" / f"{face}.safetensors", generator=self.generator)
         if self.pasted:
             try:
                 photo = photos.read(index)
             except (ValueError, OSError) as error:  # it changed meanwhile
                 return {"source": source, "name": name, "error": str(error), "stamp": photos.stamp(index)}
-            for image, p in zip(to_float(y), points, strict=True):
-                photo = paste(photo, image, align(p, photos.template))
+            squares = [align(p, photos.template) for p in points] if self.numbered else [middle(photo)]
+            for image, square in zip(to_float(y), squares, strict=True):
+                photo = paste(photo, image, square)
             atomic_write(self.folder / "pasted" / f"{name}.jpg", encoded(photo, "JPEG", quality=95, subsampling=0))
         return {"source": source, "name": name, "faces": faces}
 
@@ -246,32 +249,27 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def encoded(image: Tensor, kind: str = "PNG", **options) -> bytes:
-    """A uint8 image [3, H, W] as the bytes of a file."""
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer := io.BytesIO(), kind, **options)
-    return buffer.getvalue()
-
-
 def invert_photos(
     paths: Sequence[str | os.PathLike],
     generator: str,
-    encoder: str,
+    encoder: str | None,
     out: str | os.PathLike,
-    steps: int = 0,
+    steps: int | None = None,
     space: str = "w+p",
     template: str = "ffhq",
     aligned: bool = False,
     largest: bool = False,
     pasted: bool = True,
     identity: str | None = None,
-    batch: int = 16,
+    batch: int | None = None,
+    bf16: bool = False,
     compiled: bool = False,
     device: str = "auto",
     workers: int | None = None,
 ) -> dict | None:
     """Invert every face in files, folders and zips of pictures, or go on with a run that was cut off.
 
-    Writes to `out`, under the name of each picture with the number of the face (no number where `aligned`):
+    Writes to `out`, under the name of each picture with the number of the face (none where no face is looked for):
     reconstructions/*.png, codes/*.safetensors, compare/*.png (crop beside reconstruction) and, under the name alone,
     pasted/*.jpg; records/*.jsonl, a line for each picture with metrics and landmarks of its faces; settings.json;
     report.json. A file is written whole or not at all. Started by `accelerate launch`, process r of k takes every k-th
@@ -279,16 +277,16 @@ def invert_photos(
 
     Args:
         paths: images, folders (with their sub-folders) and zips.
-        generator, encoder: checkpoints of any format.
+        generator, encoder: checkpoints of any format. Without an encoder codes are searched for (`padinv.project`).
         out: folder.
-        steps, space: of `padinv.invert`.
-        template: of `align`.
+        steps, space, batch, bf16: of `Networks`. Results do not depend on the batch beyond rounding, but for the noise
+            of a search.
+        template: of `cut`.
         aligned: the pictures are crops already: centred squares are taken, and nothing is detected or pasted.
         largest: of several faces in a picture, take the largest alone.
         pasted: write the photographs with the inversions in them.
         identity: file of ArcFace weights (`measure.identity.arcface`), to measure likeness too; the template says
             where in the crop it looks, also where `aligned`.
-        batch: faces at once; results do not depend on it beyond rounding.
         compiled: let torch.compile write the generator's code for this machine: a minute, then shorter steps.
         device: "auto" for a GPU where there is one.
         workers: processes that read and look for faces; None for one fewer than cores, at most 8.
@@ -303,20 +301,23 @@ def invert_photos(
     """
     from accelerate import PartialState
 
-    if not aligned:
+    if not aligned and template != "center":
         detector()  # if it is missing, say so before the work; and workers inherit it
     state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))  # no process waits in vain for the slowest
     place = state.device if device == "auto" else torch.device(device)
-    G, E = load_generator(generator, place), load_encoder(encoder, place)
-    G = torch.compile(G) if compiled else G
+    nets = Networks.load(generator, encoder, place, template=template, steps=steps, space=space, batch=batch, bf16=bf16)
+    results = Results(out, not aligned and template != "center", pasted and not aligned, fingerprint(nets.G))
+    if compiled:
+        nets.G = torch.compile(nets.G)
+    G = nets.G
     box = ArcFace.FFHQ_BOX if template == "ffhq" else (0, 0, 1)
     judge = arcface(identity, place, box) if identity else None
-    results = Results(out, aligned, pasted)
     photos = Photos(paths, G.resolution, None if aligned else template, largest,
                     {source: record["name"] for source, record in results.records.items()})  # fmt: skip
     settings = {
-        "generator": file_hash(generator), "encoder": file_hash(encoder), "steps": steps, "space": space,
-        "template": None if aligned else template, "largest": largest, "identity": identity and file_hash(identity),
+        "generator": file_hash(generator), "encoder": encoder and file_hash(encoder), "steps": nets.steps,
+        "space": space, "template": None if aligned else template, "largest": largest,
+        "identity": identity and file_hash(identity), "bf16": bf16 or None,
     }  # fmt: skip
     results.settle(settings, write=state.is_main_process)
     state.wait_for_everyone()  # all know the same records before one is added
@@ -333,28 +334,34 @@ def invert_photos(
         whole = log.read_bytes().rpartition(b"\n")
         if whole[2]:
             atomic_write(log, whole[0] + whole[1])
-    bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="picture", disable=not state.is_main_process)
+    bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit="picture", disable=not state.is_main_process,
+               bar_format="{l_bar}{bar}| {n:.4g} of {total} [{elapsed}<{remaining}, {rate_fmt}]")  # fmt: skip
     pending: deque = deque()
     with open(log, "ab", buffering=0) as file, ThreadPoolExecutor(min(8, workers + 1)) as pool, bar:
 
         def settled(record: dict) -> None:
             file.write(json.dumps(record).encode() + b"\n")
-            bar.update()
 
-        for group in batches(loader, batch):
+        for group in batches(loader, nets.batch):
             for item in group:
                 if item.error:
                     name, stamp = photos.names[item.index], photos.stamp(item.index)
                     settled({"source": photos.sources[item.index], "name": name, "error": item.error, "stamp": stamp})
+                    bar.update()
             group = [item for item in group if not item.error]
             if not group:
                 continue
+            started = bar.n
+
+            def stepped(share: float, started: float = started, pictures: int = len(group)) -> None:
+                bar.update(started + share * pictures - bar.n)
+
             x = to_float(torch.from_numpy(np.concatenate([item.crops for item in group]))).to(place)  # [N, 3, R, R]
-            code = invert(x, E, G, steps=steps, space=space, batch=batch)
-            y = draw(code, G, batch)
+            code = nets.invert(x, stepped)
+            y = draw(code, G, nets.batch)
             values = compare(y, x, nets=("alex",))
             if judge is not None:
-                values["identity"] = similarity(y, x, judge, batch)
+                values["identity"] = similarity(y, x, judge, nets.batch)
             x, y, code, start = to_uint8(x).cpu(), to_uint8(y).cpu(), code.to("cpu"), 0
             for item in group:
                 end = start + len(item.crops)
@@ -364,11 +371,12 @@ def invert_photos(
                 part = x[start:end], y[start:end], code[start:end], torch.from_numpy(item.points)
                 pending.append(pool.submit(results.write, photos, item.index, *part, faces))
                 start = end
-            while len(pending) > 4 * batch or pending and pending[0].done():
+            # After a search, which is long, every picture is on record before the next begins.
+            while len(pending) > (0 if nets.steps else 4 * nets.batch) or pending and pending[0].done():
                 settled(pending.popleft().result())
         while pending:
             settled(pending.popleft().result())
     state.wait_for_everyone()
-    report = Results(out, aligned, pasted).report(photos) if state.is_main_process else None
+    report = Results(out, results.numbered, results.pasted).report(photos) if state.is_main_process else None
     state.destroy_process_group()
     return report

@@ -1,0 +1,34 @@
+"""Draw the contour of one picture with the details of another."""
+
+import argparse
+
+from padinv.commands.options import add_networks, layers, load_networks, written
+
+EXAMPLE = """\
+example:
+  padinv blend me.png you.png --crop tight --out blend.png \\
+      --generator checkpoints/faces-64/generator.safetensors \\
+      --encoder checkpoints/faces-64/padinv-split.safetensors
+
+  P of the first with W+ of the second, in blend.png and, as a code, in blend.safetensors. Each may be a code as well.
+  Encoders trained with `swap`, as padinv-split is, keep contour and details apart.
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("contour", metavar="A", help="picture or code that gives the contour")
+    parser.add_argument("details", metavar="B", help="picture or code that gives the details")
+    add_networks(parser)
+    parser.add_argument("--strength", type=float, default=1.0, help="share of B, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--layers", type=layers, metavar="FIRST-LAST", help="w that B gives (default: all)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write, its code beside it")
+
+
+def run(args: argparse.Namespace) -> int:
+    from padinv.inversion.editing import blend
+
+    nets = load_networks(args)
+    shares = 1.0 if args.layers is None else [float(i in args.layers) for i in range(nets.G.num_ws)]
+    code = blend(nets.code_of(args.contour), nets.code_of(args.details), args.strength, w=shares)
+    written(nets.save(code, args.out))
+    return 0

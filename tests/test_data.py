@@ -66,12 +66,6 @@ def make_zip(path, entries) -> Path:
     return path
 
 
-@pytest.fixture
-def renderer():
-    for package in ("dicebear", "dicebear_styles", "resvg_py"):
-        pytest.importorskip(package, reason=f"rendering avatars needs {package}")
-
-
 # ---------------------------------------------------------------- values
 
 

@@ -200,12 +200,16 @@ def start() -> Accelerator:
 
 
 def origin() -> dict[str, str | None]:
-    """Where and when this process runs: the commit of the code ("-dirty" if files differ from it; None without git),
-    the machine, and the date."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Where and when this process runs: the commit of the code ("-dirty" if code or settings differ from it, whatever
+    else does; None without git), the machine, and the date."""
+
+    def git(*arguments: str) -> str:
+        command, folder = ["git", *arguments], Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        commit = done.stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/padinv", ":/study", ":/params.yaml")
+        commit = git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         commit = None
     machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

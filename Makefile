@@ -55,7 +55,8 @@ repro: data  ## measure rows of the inversion table anew, print it, compare it w
 # Frozen in dvc.yaml, since it takes hours. A run that was cut off goes on with the same command.
 TRAIN ?= $$("$(BIN)/dvc" stage list --name-only | grep ^train-)
 
-retrain: data  ## train what its code or settings left behind (TRAIN=train-encoder@psp: one), FORCE=1 all; hours
+retrain: env  ## train what its code or settings left behind (TRAIN=train-encoder@psp: one), FORCE=1 all; hours
+	"$(BIN)/dvc" pull --allow-missing # a network that was never trained is not there yet
 	@cp dvc.yaml dvc.yaml.frozen && trap 'mv dvc.yaml.frozen dvc.yaml' EXIT && \
 		sed 's/frozen: true/frozen: false/' dvc.yaml.frozen > dvc.yaml && \
 		"$(BIN)/dvc" repro $(if $(FORCE),--force) --single-item $(TRAIN)

@@ -18,8 +18,8 @@ from padinv.training.loop import Batches, Loop, Run, follow, frozen, r1_penalty,
 
 
 @dataclass(frozen=True)
-class GeneratorTraining(Run):
-    """Non-saturating loss, lazy R1, style mixing, EMA (StyleGAN2, Karras et al. 2020, appendix B)."""
+class Growing(Run):
+    """A generator that grows while it is trained."""
 
     z_dim: int = 256
     w_dim: int = 256
@@ -28,6 +28,36 @@ class GeneratorTraining(Run):
     channel_max: int = 128
     resolution: int = 64
     grow: tuple = ()  # ((resolution, images), …): first train at lower resolutions up to these image counts
+    ema_images: float = 10_000  # half-life of the averaged networks; a short memory at first (`half_life`)
+    half: bool = False  # store the weights as float16
+
+    def stage(self, images: int) -> int:
+        """The resolution that is trained once `images` have been shown."""
+        return next((r for r, until in self.grow if images < until), self.resolution)
+
+    def half_life(self, images: int) -> float:
+        """Of the averaged networks after so many images: else the average would drag the untrained start along."""
+        return min(self.ema_images, 0.05 * (images + self.batch))
+
+    def architecture(self, resolution: int) -> GeneratorConfig:
+        fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
+        return GeneratorConfig(resolution=resolution, **{name: getattr(self, name) for name in fields})
+
+
+def inherit(new: nn.Module, old: nn.Module) -> None:
+    """Take over the weights of a network of a lower resolution, in the layers that both have. A generator starts as the
+    up-sampled old one."""
+    shapes = {name: t.shape for name, t in new.state_dict().items()}
+    known = {name: t for name, t in old.state_dict().items() if shapes.get(name) == t.shape}
+    new.load_state_dict(known, strict=False)
+    if isinstance(new, Generator):
+        nn.init.zeros_(new.blocks[-1].to_rgb.weight)
+
+
+@dataclass(frozen=True)
+class GeneratorTraining(Growing):
+    """Non-saturating loss, lazy R1, style mixing, EMA (StyleGAN2, Karras et al. 2020, appendix B)."""
+
     discriminator: str = "images"  # or "features", of VGG16, where images or hours are few (Projected GANs)
     discriminator_lr: float | None = None  # None: lr
     r1_gamma: float = 0.3  # weight of the R1 penalty, scaled by (r / resolution)² at lower resolutions
@@ -36,15 +66,8 @@ class GeneratorTraining(Run):
     path_length_every: int = 4  # steps
     noise: str = "random"  # "none" for images without stochastic detail, whose edges noise would roughen
     style_mixing: float = 0.9  # probability of two z for one image
-    ema_images: float = 10_000  # half-life of the averaged generator
     beta1: float = 0.0
     beta2: float = 0.99
-    half: bool = False  # store the weights as float16
-
-
-def stage(config: GeneratorTraining, images: int) -> int:
-    """The resolution that is trained once `images` have been shown."""
-    return next((r for r, until in config.grow if images < until), config.resolution)
 
 
 LOSSES = {  # by discriminator: its loss, of logits of fakes and of reals, and the generator's, of logits of fakes
@@ -67,18 +90,13 @@ class Networks(NamedTuple):
 
 def build(config: GeneratorTraining, resolution: int, device: torch.device, old: Networks | None = None) -> Networks:
     """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
-    fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
-    architecture = GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields})
+    architecture = config.architecture(resolution)
     G = Generator(architecture)
     D = FeatureDiscriminator(resolution) if config.discriminator == "features" else Discriminator(architecture)
     G_ema = copy.deepcopy(G)
     if old is not None:
         for new, trained in ((G, old.G), (D, old.D), (G_ema, old.G_ema)):
-            shapes = {name: t.shape for name, t in new.state_dict().items()}
-            known = {name: t for name, t in trained.state_dict().items() if shapes.get(name) == t.shape}
-            new.load_state_dict(known, strict=False)
-        for g in (G, G_ema):  # the grown generator starts as the up-sampled one
-            nn.init.zeros_(g.blocks[-1].to_rgb.weight)
+            inherit(new, trained)
     G, D, G_ema = (m.to(device, memory_format=torch.channels_last) for m in (G, D, G_ema))
     G_ema.eval().requires_grad_(False)
     # StyleGAN2, appendix B: as many updates, fewer penalties.
@@ -100,7 +118,7 @@ class GeneratorTrainer:
         self.config, self.loop, self.batches = config, loop, batches
         self.loss_D, self.loss_G = LOSSES[config.discriminator]
         state = loop.load()
-        self.set(stage(config, loop.shown) if state is None else state["resolution"])
+        self.set(config.stage(loop.shown) if state is None else state["resolution"])
         self.pl_mean = torch.zeros([], device=loop.device)  # of path lengths
         if state is not None:
             restore(self.networks, state["networks"])
@@ -113,14 +131,12 @@ class GeneratorTrainer:
 
     def step(self) -> dict[str, Tensor]:
         config, shown = self.config, self.loop.shown
-        if (resolution := stage(config, shown)) != self.resolution:
+        if (resolution := config.stage(shown)) != self.resolution:
             self.set(resolution, self.networks)
         real = F.adaptive_avg_pool2d(self.batches[self.loop.step], resolution)  # [N, 3, r, r]
         real = real.contiguous(memory_format=torch.channels_last)
         values = self.step_D(real) | self.step_G(len(real))
-        # A short memory at first, else the average would drag the untrained start along.
-        half_life = min(config.ema_images, 0.05 * (shown + config.batch))
-        follow(self.networks.G_ema, self.networks.G, config.batch, half_life)
+        follow(self.networks.G_ema, self.networks.G, config.batch, config.half_life(shown))
         return values
 
     def fake(self, n: int) -> tuple[Tensor, Tensor]:

@@ -24,16 +24,16 @@ from padinv.files.checkpoints import save_generator
 from padinv.images.datasets import ImageDataset, to_float
 from padinv.images.viz import save_grid
 from padinv.measure.lpips import lpips
-from padinv.model.generator import Generator, GeneratorConfig, Mapping
+from padinv.model.generator import Generator, Mapping
 from padinv.model.tensors import load_tensors, save_tensors
-from padinv.training.generator import stage
-from padinv.training.loop import Batches, Loop, Run, average_gradients, follow, restore, step_seed
+from padinv.training.generator import Growing, inherit
+from padinv.training.loop import Batches, Loop, average_gradients, follow, restore, step_seed
 
 MOST_OPTIONS = 64  # of one label; a column with more is a name or a measurement
 
 
 @dataclass(frozen=True)
-class Regression(Run):
+class Regression(Growing):
     """L1 + LPIPS between the drawing of an image's labels and the image."""
 
     labels: tuple = ()  # columns of labels.csv that decide the picture; each is taken to be independent of the others
@@ -43,18 +43,12 @@ class Regression(Run):
     lr_final: float = 0.05  # factor on lr at the end; it falls by a cosine over the last third
     beta1: float = 0.9
     beta2: float = 0.99
-    z_dim: int = 256
-    w_dim: int = 256
     mapping_layers: int = 2
     channel_base: int = 4096
     channel_max: int = 256
-    resolution: int = 64
-    grow: tuple = ()  # ((resolution, images), …), as in `GeneratorTraining`
     l1: float = 1.0
     lpips: float = 0.5  # AlexNet, from 32² on
     blend: float = 0.02  # share of z that lies between two options of a label, where the mapping passes over
-    ema_images: float = 10_000  # half-life of the averaged networks
-    half: bool = False  # store the weights as float16
 
 
 class LabelCodes(nn.Module):
@@ -192,17 +186,6 @@ def pace(progress: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * t))
 
 
-def build(config: Regression, resolution: int, old: Generator | None = None) -> Generator:
-    """At a resolution; layers shared with the lower one keep their weights."""
-    fields = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
-    G = Generator(GeneratorConfig(resolution=resolution, **{k: getattr(config, k) for k in fields}))
-    if old is not None:
-        shapes = {name: t.shape for name, t in G.state_dict().items()}
-        G.load_state_dict({k: t for k, t in old.state_dict().items() if shapes.get(k) == t.shape}, strict=False)
-        nn.init.zeros_(G.blocks[-1].to_rgb.weight)  # it starts as the up-sampled one
-    return G
-
-
 class RegressionTrainer:
     """Codes and generator, of the resolution that the loop has come to, and a step of them.
 
@@ -217,7 +200,7 @@ class RegressionTrainer:
         self.perceptual = lpips("alex", loop.device) if config.lpips else None
         state = loop.load()
         codes = codes.to(loop.device)
-        self.set(state["resolution"] if state else stage(config, loop.shown), codes, copy.deepcopy(codes))
+        self.set(state["resolution"] if state else config.stage(loop.shown), codes, copy.deepcopy(codes))
         if state is not None:
             restore(self.networks, state["networks"])
         some = [batches.images[i] for i in range(min(32, len(labels)))]
@@ -228,7 +211,10 @@ class RegressionTrainer:
         found = []
         for before in old or (None, None):
             self.loop.seed(resolution)
-            found.append(build(self.config, resolution, before).to(self.loop.device, memory_format=torch.channels_last))
+            G = Generator(self.config.architecture(resolution))
+            if before is not None:
+                inherit(G, before)
+            found.append(G.to(self.loop.device, memory_format=torch.channels_last))
         G, G_ema = found
         trained = [*codes.parameters(), G.const, *G.blocks.parameters()]
         optimizer = Adam(trained, lr=self.config.lr, betas=(self.config.beta1, self.config.beta2), fused=True)
@@ -242,7 +228,7 @@ class RegressionTrainer:
 
     def step(self) -> dict[str, Tensor]:
         config, shown = self.config, self.loop.shown
-        if (resolution := stage(config, shown)) != self.resolution:
+        if (resolution := config.stage(shown)) != self.resolution:
             self.set(resolution, *self.networks[:4])
         codes, codes_ema, G, G_ema, optimizer = self.networks
         x = F.adaptive_avg_pool2d(self.batches[self.loop.step], resolution)  # [N, 3, r, r]
@@ -259,9 +245,8 @@ class RegressionTrainer:
         for module in (codes, G):
             average_gradients(self.loop.accelerator, module)
         optimizer.step()
-        half_life = min(config.ema_images, 0.05 * (shown + config.batch))  # short at first, as in `GeneratorTrainer`
         for average, module in ((codes_ema, codes), (G_ema, G)):
-            follow(average, module, config.batch, half_life)
+            follow(average, module, config.batch, config.half_life(shown))
         return values
 
     def state(self) -> dict:
@@ -294,7 +279,7 @@ def train_by_labels(
     shares = {name: [counts[name][value] / len(rows) for value in sorted(counts[name])] for name in counts}
     loop.seed(0)
     codes = LabelCodes({name: sorted(count) for name, count in counts.items()}, config.w_dim)
-    mapping_of_labels(build(config, 8).mapping, codes, shares, config.blend, config.seed)  # refuses now, if ever
+    mapping_of_labels(Mapping(config.architecture(8)), codes, shares, config.blend, config.seed)  # refuses now, if ever
     batches = Batches(data, config.resolution, config, loop.accelerator, chosen)
     trainer = RegressionTrainer(config, loop, batches, codes, codes.indices(rows))
     loop.run(trainer)

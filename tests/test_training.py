@@ -24,7 +24,8 @@ from padinv.model.generator import Generator, GeneratorConfig
 from padinv.model.tensors import read_metadata
 from padinv.ops import upfirdn2d
 from padinv.training.__main__ import main
-from padinv.training.discriminators import FeatureDiscriminator
+from padinv.training.autoencoder import ToLatent, jitter
+from padinv.training.discriminators import FeatureDiscriminator, augment
 from padinv.training.encoder import EncoderTraining, train_encoder
 from padinv.training.generator import GeneratorTraining, train_generator
 from padinv.training.loop import Batches, Stop, step_seed
@@ -94,8 +95,48 @@ def test_a_discriminator_of_frozen_features_grows_and_resumes(data, tmp_path):
     for images in (4, 16):
         train(data, tmp_path, images, "parts", **settings)
     assert same(weights(tmp_path / "whole.safetensors"), weights(tmp_path / "parts.safetensors"))
-    with pytest.raises(ValueError, match='discriminator: expected "images" or "features"'):
+    with pytest.raises(ValueError, match="discriminator: expected one of .*'both'"):
         train(data, tmp_path, 4, "other", discriminator="vgg")
+
+
+WARM = {"resolution": 64, "grow": [[32, 8]], "discriminator": "both", "reconstruct": 1.0, "warm": 12,
+        "reconstruct_final": 0.5}  # fmt: skip
+
+
+def test_a_warm_start_is_followed_by_both_discriminators_and_resumes(data, tmp_path):
+    train(data, tmp_path, 20, "whole", **WARM)
+    for images in (4, 16, 20):
+        train(data, tmp_path, images, "parts", **WARM)
+    assert same(weights(tmp_path / "whole.safetensors"), weights(tmp_path / "parts.safetensors"))
+    history = json.loads(torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["history"])
+    assert [("loss_D" in row, "l1" in row) for row in history] == [(False, True)] * 3 + [(True, True)] * 2
+
+
+def test_an_autoencoder_gives_each_image_a_place_in_z(data, tmp_path):
+    settings = {"resolution": 32, "reconstruct": 1.0, "warm": 10**6, "lr": 0.01, "z_noise": 0.1, "channel_max": 16}
+    train(data, tmp_path, 400, **settings)
+    state = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
+    history = json.loads(state["history"])
+    assert history[-1]["l1"] < 0.9 * history[0]["l1"]
+    E = ToLatent(GeneratorConfig(32, 8, 8, 2, 128, 16))
+    E.load_state_dict(state["networks"][3])
+    z = E(to_float(ImageDataset(data).tensor(progress=False)))  # [6, 8]
+    assert torch.allclose(z.norm(dim=1), torch.tensor(8.0).sqrt()), "on the sphere"
+    assert torch.pdist(z).min() > 0.1 and torch.allclose(jitter(z, 0.3).norm(dim=1), z.norm(dim=1))
+
+
+def test_augmented_images_are_shifted_and_recoloured_differentiably():
+    x = torch.zeros(64, 3, 16, 16)
+    x[:, 0, 4:12, 4:12] = 1
+    x.requires_grad_(True)
+    y = augment(x)
+    assert y.shape == x.shape and y.std(dim=0).mean() > 0.1
+    y.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    marks = torch.zeros(256, 3, 16, 16)
+    marks[:, :, 8, 8] = 100.0  # still the brightest in another light
+    where = augment(marks).mean(dim=1).flatten(1).argmax(dim=1)
+    assert {*(where // 16).tolist()} == {*(where % 16).tolist()} == set(range(6, 11)), "by up to an eighth, each way"
 
 
 def test_the_feature_discriminator_learns_its_heads_only():

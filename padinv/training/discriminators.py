@@ -100,6 +100,41 @@ class Discriminator(nn.Module):
             return self.out(self.dense(x.float().flatten(1))).squeeze(1)  # [N]
 
 
+class Both(nn.Module):
+    """Image -> logits of both discriminators, the one of pixels on augmented images (Kumari et al. 2022, who keep it
+    beside those of features)."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.images, self.features = Discriminator(config), FeatureDiscriminator(config.resolution)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [N, 3, R, R] in [−1, 1] -> logits [N] of images, [N, M] of features."""
+        return self.images(augment(x)), self.features(x)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Both":
+        for part in (self.images, self.features):
+            part.requires_grad_(requires_grad)
+        return self
+
+
+def augment(x: Tensor) -> Tensor:
+    """Images in other colours and shifted by up to an eighth, differentiably (DiffAugment, Zhao et al. 2020)."""
+    n, _, h, w = x.shape
+    light, saturation, contrast = torch.rand(3, n, 1, 1, 1, device=x.device, dtype=x.dtype)
+    x = x + light - 0.5
+    grey = x.mean(dim=1, keepdim=True)  # [N, 1, H, W]
+    x = grey + 2 * saturation * (x - grey)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    x = mean + (0.5 + contrast) * (x - mean)
+    pad = h // 8
+    rows, columns = (torch.randint(2 * pad + 1, (n, 1), device=x.device) + torch.arange(s, device=x.device)
+                     for s in (h, w))  # fmt: skip
+    padded = F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)  # [N, H + 2 pad, W + 2 pad, 3]
+    every = torch.arange(n, device=x.device)[:, None, None]
+    return padded[every, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)  # [N, 3, H, W]
+
+
 class FeatureHead(nn.Module):
     """Feature map -> logits of its patches, by spectrally normalised convolutions down to 4×4."""
 

@@ -12,8 +12,10 @@ from torch.optim import Adam
 
 from padinv.files.checkpoints import save_generator
 from padinv.images.viz import save_grid
+from padinv.measure.lpips import lpips
 from padinv.model.generator import Generator, GeneratorConfig
-from padinv.training.discriminators import Discriminator, FeatureDiscriminator
+from padinv.training.autoencoder import ToLatent, jitter, uniformity
+from padinv.training.discriminators import Both, Discriminator, FeatureDiscriminator
 from padinv.training.loop import Batches, Loop, Run, follow, frozen, r1_penalty, restore
 
 
@@ -58,7 +60,7 @@ def inherit(new: nn.Module, old: nn.Module) -> None:
 class GeneratorTraining(Growing):
     """Non-saturating loss, lazy R1, style mixing, EMA (StyleGAN2, Karras et al. 2020, appendix B)."""
 
-    discriminator: str = "images"  # or "features", of VGG16, where images or hours are few (Projected GANs)
+    discriminator: str = "images"  # or "features", of VGG16, where images or hours are few (Projected GANs); or "both"
     discriminator_lr: float | None = None  # None: lr
     r1_gamma: float = 0.3  # weight of the R1 penalty, scaled by (r / resolution)² at lower resolutions
     r1_every: int = 16  # steps
@@ -66,6 +68,12 @@ class GeneratorTraining(Growing):
     path_length_every: int = 4  # steps
     noise: str = "random"  # "none" for images without stochastic detail, whose edges noise would roughen
     style_mixing: float = 0.9  # probability of two z for one image
+    # A warm start, for photographs: an autoencoder through z (`padinv.training.autoencoder`).
+    reconstruct: float = 0.0  # weight of L1 + LPIPS-Alex of its images; 0 leaves it out
+    reconstruct_final: float = 1.0  # factor on it at the end of the run
+    warm: int = 0  # images before which it is trained alone
+    z_noise: float = 0.3  # deviations by which its z are jittered
+    uniformity: float = 0.1  # weight of the even spread of z, beside the images
     beta1: float = 0.0
     beta2: float = 0.99
 
@@ -76,6 +84,12 @@ LOSSES = {  # by discriminator: its loss, of logits of fakes and of reals, and t
     "features": (lambda fake, real: F.relu(1 + fake).mean() + F.relu(1 - real).mean(),
                  lambda fake: -fake.mean()),
 }  # fmt: skip
+LOSSES["both"] = (
+    lambda fake, real: sum(LOSSES[k][0](f, r) for k, f, r in zip(("images", "features"), fake, real, strict=True)),
+    lambda fake: sum(LOSSES[k][1](f) for k, f in zip(("images", "features"), fake, strict=True)),
+)
+DISCRIMINATORS = {"images": Discriminator, "features": lambda config: FeatureDiscriminator(config.resolution),
+                  "both": Both}  # fmt: skip
 
 
 class Networks(NamedTuple):
@@ -84,7 +98,8 @@ class Networks(NamedTuple):
     G: Generator
     D: nn.Module
     G_ema: Generator
-    opt_G: Adam
+    E: nn.Module  # `ToLatent`, or nothing
+    opt_G: Adam  # of E too
     opt_D: Adam
 
 
@@ -92,23 +107,23 @@ def build(config: GeneratorTraining, resolution: int, device: torch.device, old:
     """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
     architecture = config.architecture(resolution)
     G = Generator(architecture)
-    D = FeatureDiscriminator(resolution) if config.discriminator == "features" else Discriminator(architecture)
-    G_ema = copy.deepcopy(G)
+    D = DISCRIMINATORS[config.discriminator](architecture)
+    G_ema, E = copy.deepcopy(G), ToLatent(architecture) if config.reconstruct else nn.Identity()
     if old is not None:
-        for new, trained in ((G, old.G), (D, old.D), (G_ema, old.G_ema)):
+        for new, trained in ((G, old.G), (D, old.D), (G_ema, old.G_ema), (E, old.E)):
             inherit(new, trained)
-    G, D, G_ema = (m.to(device, memory_format=torch.channels_last) for m in (G, D, G_ema))
+    G, D, G_ema, E = (m.to(device, memory_format=torch.channels_last) for m in (G, D, G_ema, E))
     G_ema.eval().requires_grad_(False)
     # StyleGAN2, appendix B: as many updates, fewer penalties.
     lazy_G = config.path_length_every / (config.path_length_every + 1) if config.path_length else 1.0
     lazy_D = config.r1_every / (config.r1_every + 1) if config.r1_gamma else 1.0
     lr_D = config.lr if config.discriminator_lr is None else config.discriminator_lr
 
-    def optimizer(module: nn.Module, lr: float, c: float) -> Adam:
-        trained = [t for t in module.parameters() if t.requires_grad]
+    def optimizer(modules: tuple[nn.Module, ...], lr: float, c: float) -> Adam:
+        trained = [t for module in modules for t in module.parameters() if t.requires_grad]
         return Adam(trained, lr=lr * c, betas=(config.beta1**c, config.beta2**c))
 
-    return Networks(G, D, G_ema, optimizer(G, config.lr, lazy_G), optimizer(D, lr_D, lazy_D))
+    return Networks(G, D, G_ema, E, optimizer((G, E), config.lr, lazy_G), optimizer((D,), lr_D, lazy_D))
 
 
 class GeneratorTrainer:
@@ -117,6 +132,7 @@ class GeneratorTrainer:
     def __init__(self, config: GeneratorTraining, loop: Loop, batches: Batches):
         self.config, self.loop, self.batches = config, loop, batches
         self.loss_D, self.loss_G = LOSSES[config.discriminator]
+        self.perceptual = lpips("alex", loop.device) if config.reconstruct else None
         state = loop.load()
         self.set(config.stage(loop.shown) if state is None else state["resolution"])
         self.pl_mean = torch.zeros([], device=loop.device)  # of path lengths
@@ -135,9 +151,25 @@ class GeneratorTrainer:
             self.set(resolution, self.networks)
         real = F.adaptive_avg_pool2d(self.batches[self.loop.step], resolution)  # [N, 3, r, r]
         real = real.contiguous(memory_format=torch.channels_last)
-        values = self.step_D(real) | self.step_G(len(real))
+        values = {} if self.warming else self.step_D(real)
+        values |= self.step_G(real)
         follow(self.networks.G_ema, self.networks.G, config.batch, config.half_life(shown))
         return values
+
+    @property
+    def warming(self) -> bool:
+        return bool(self.config.reconstruct) and self.loop.shown < self.config.warm
+
+    def reconstruction(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the autoencoder, with its weight, and values for the curves."""
+        config, (G, _, _, E, *_) = self.config, self.networks
+        with self.loop.autocast():
+            z = E(x)
+            y = G.synthesis(G.mapping(jitter(z, config.z_noise)), noise=config.noise)
+        values = {"l1": (y - x).abs().mean(), "lpips": self.perceptual(y, x).mean(), "uniformity": uniformity(z)}
+        progress = max(0.0, self.loop.shown - config.warm) / max(1, config.images - config.warm)
+        weight = config.reconstruct * (1 + progress * (config.reconstruct_final - 1))
+        return weight * (values["l1"] + values["lpips"] + config.uniformity * values["uniformity"]), values
 
     def fake(self, n: int) -> tuple[Tensor, Tensor]:
         """n images of fresh z, and their codes; some take a second z from a random layer on (style mixing)."""
@@ -159,21 +191,30 @@ class GeneratorTrainer:
         with self.loop.autocast():
             logits_fake, logits_real = D(x), D(real)
         loss = self.loss_D(logits_fake, logits_real)
+        if config.discriminator == "both":
+            logits_fake, logits_real, D_r1 = logits_fake[0], logits_real[0], D.images
+        else:
+            D_r1 = D
         values = {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
         if config.r1_gamma and self.loop.step % config.r1_every == 0:
-            values["r1"] = r1_penalty(D, real)
+            values["r1"] = r1_penalty(D_r1, real)
             gamma = config.r1_gamma * (self.resolution / config.resolution) ** 2
             loss = loss + 0.5 * gamma * config.r1_every * values["r1"]
         self.loop.descend(D, self.networks.opt_D, loss)
         return values
 
-    def step_G(self, n: int) -> dict[str, Tensor]:
-        config, G, D = self.config, self.networks.G, self.networks.D
+    def step_G(self, real: Tensor) -> dict[str, Tensor]:
+        config, (G, D, _, E, *_) = self.config, self.networks
+        again, values = self.reconstruction(real) if config.reconstruct else (0.0, {})
+        if self.warming:
+            self.loop.descend(nn.ModuleList((G, E)), self.networks.opt_G, again)
+            return values
         with frozen(D):
-            x, w = self.fake(n)
+            x, w = self.fake(len(real))
             with self.loop.autocast():
                 loss = self.loss_G(D(x))
-            values = {"loss_G": loss}
+            values["loss_G"] = loss
+            loss = loss + again
             if config.path_length and self.loop.step % config.path_length_every == 0:
                 y = torch.randn_like(x) / self.resolution
                 (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)
@@ -181,7 +222,7 @@ class GeneratorTrainer:
                 self.pl_mean = self.pl_mean.lerp(length.detach().mean(), 0.01)
                 penalty = (length - self.pl_mean).square().mean()
                 loss = loss + config.path_length * config.path_length_every * penalty
-            self.loop.descend(G, self.networks.opt_G, loss)
+            self.loop.descend(nn.ModuleList((G, E)), self.networks.opt_G, loss)
         return values
 
     def state(self) -> dict:
@@ -211,7 +252,7 @@ def train_generator(
         ValueError: no images, another discriminator, or a run folder that holds another run.
     """
     if config.discriminator not in LOSSES:
-        raise ValueError(f'discriminator: expected "images" or "features", got {config.discriminator!r}')
+        raise ValueError(f"discriminator: expected one of {list(LOSSES)}, got {config.discriminator!r}")
     loop = Loop(config, run_dir, curves, data)
     trainer = GeneratorTrainer(config, loop, Batches(data, config.resolution, config, loop.accelerator))
     loop.run(trainer)

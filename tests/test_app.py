@@ -58,7 +58,7 @@ def face(studio) -> studios.Face:
 
 def test_networks_by_what_is_there(site, tmp_path):
     found = studios.shipped(site)
-    assert list(found) == ["bare", "whole"] and found["bare"][1] is None
+    assert list(found) == ["whole", "bare"] and found["bare"][1] is None
     assert found["whole"][1].name == "padinv-split.safetensors"
     with pytest.raises(FileNotFoundError, match="no networks in .*dvc pull.* --generator FILE"):
         studios.shipped(tmp_path)

@@ -594,7 +594,7 @@ def test_an_experiment_as_in_the_readme(tmp_path):
     run("git", "add", "--all")
     run("git", "commit", "-qm", "start")
     dvc("config", "--local", "cache.dir", str(ROOT / ".dvc/cache"))
-    dvc("checkout", "data.dvc", "checkpoints/avatars-64/generator.safetensors.dvc", "train-encoder@psp", "row@psp")
+    dvc("checkout", "data.dvc", "checkpoints/avatars-64-generator.dvc", "train-encoder@psp", "row@psp")
     few = ["-S", "table.n_common=4", "-S", "table.n_native=1"]  # for speed
     dvc("exp", "run", "--name", "two-steps", "-S", "+rows.psp.steps=2", *few, "--single-item", "row@psp")
 

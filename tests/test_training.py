@@ -122,7 +122,7 @@ def test_an_autoencoder_gives_each_image_a_place_in_z(data, tmp_path):
     E.load_state_dict(state["networks"][3])
     z = E(to_float(ImageDataset(data).tensor(progress=False)))  # [6, 8]
     assert torch.allclose(z.norm(dim=1), torch.tensor(8.0).sqrt()), "on the sphere"
-    assert torch.pdist(z).min() > 0.1 and torch.allclose(jitter(z, 0.3).norm(dim=1), z.norm(dim=1))
+    assert torch.pdist(z).min() > 0.01 and torch.allclose(jitter(z, 0.3).norm(dim=1), z.norm(dim=1))
 
 
 def test_augmented_images_are_shifted_and_recoloured_differentiably():

@@ -111,7 +111,7 @@ class CompiledGenerator(Compiled):
         def function(*inputs: Tensor) -> tuple[Tensor]:
             return (self.network(filled(code, inputs), noise),)
 
-        layout = p if p is None else (p.modulated, p.const is None)
+        layout = p if p is None else (p.modulated, p.const is None, p.interior is None)
         return self.run(function, tensors(code), (noise, layout))[0]
 
 

@@ -24,13 +24,14 @@ from tqdm import tqdm
 import padinv
 from benchmarks import reference
 from padinv import Code, Encoder, Generator, GeneratorConfig
+from padinv.inversion.optimise import draw
 from padinv.measure.lpips import lpips
 from padinv.model.tensors import atomic_write
 from padinv.ops.memory import keep_memory
 from study import tables
 
 ENCODERS = {  # of the shipped generator, and of the paper's size
-    "avatars-128": {"input_resolution": 128, "widths": (24, 48, 96, 192)},
+    "avatars-128": {"input_resolution": 128, "stem_stride": 2, "strides": (1, 2, 2, 2)},
     "paper-256": {
         "input_resolution": 256, "widths": (64, 128, 256, 512), "depths": (3, 4, 14, 3), "se_reduction": 16,
         "pyramid_channels": 512, "head_channels": 512, "padding_channels": 512, "padding_depth": 2, "padding_level": 1,
@@ -42,7 +43,7 @@ FORMS = ("plain", "eager", "openvino")
 
 
 def networks(name: str) -> tuple[Generator, Encoder]:
-    """The generator that is shipped, or one of the paper's size with random weights; a random encoder for it."""
+    """The generator that is shipped, or one of the paper's size with random weights; an encoder with random ones."""
     torch.manual_seed(0)
     if name == "paper-256":
         G = Generator(GeneratorConfig(256)).eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -168,7 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
         with FlopCounterMode(display=False) as counter:
             runs["plain", "fp32"](torch.zeros(1, 3, size, size))
         for batch in tqdm(args.batches, desc=network):
-            x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+            z = torch.randn(batch, G.config.z_dim, generator=torch.Generator().manual_seed(1))
+            x = draw(Code(G.mapping(z, truncation=0.7)), G, batch=1)  # [N, 3, R, R]
             rows = measure(runs, x, counter.get_total_flops() / 2e9, args.seconds)
             report["rows"] += [{"network": network} | row for row in rows]
             tqdm.write("\n".join(map(str, report["rows"][-2:])))

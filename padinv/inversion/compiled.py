@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's
 
 
 def compile(network: Generator | Encoder, precision: str | None = None) -> "Compiled":
-    """A network that is called as before, computes in OpenVINO, and takes about half the time.
+    """A network that is called as before and computes in OpenVINO, which takes less time (docs/benchmarks.md).
 
     Each batch size and layout of a code, with and without noise, is compiled at its first call, which takes seconds,
     with the weights of that moment: compile again after they change. The plain network still runs where a gradient is

@@ -118,7 +118,7 @@ def measure(runs: dict[tuple[str, str], Callable], x: Tensor, gmacs: float, budg
     for precision in PRECISIONS:
         seconds = {form: times[form, precision] for form in FORMS}
         whole = {form: statistics.median(map(sum, seconds[form])) for form in FORMS}
-        code_, y_ = results["openvino", precision]
+        image = results["openvino", precision][1].clamp(-1, 1)
         rows.append({
             "batch": len(x), "precision": precision,
             **{f"{form}_ms": round(1e3 * whole[form], 2) for form in FORMS},
@@ -126,7 +126,7 @@ def measure(runs: dict[tuple[str, str], Callable], x: Tensor, gmacs: float, budg
             "synthesise_ms": round(1e3 * statistics.median(b for _, b in seconds["openvino"]), 2),
             "speedup": round(whole["plain"] / whole["openvino"], 2), "turns": len(seconds["plain"]),
             "gmacs": round(gmacs * len(x), 2), "gmacs_per_s": round(gmacs * len(x) / whole["openvino"], 1),
-            "lpips_to_fp32": round(lpips("alex")(y_.clamp(-1, 1), y.clamp(-1, 1)).mean().item(), 5),
+            "lpips_to_fp32": round(lpips("alex")(image, y.clamp(-1, 1)).mean().item(), 5),
         })  # fmt: skip
     for form in ("eager", "openvino"):
         pairs = zip((*results[form, "fp32"][0].tensors, results[form, "fp32"][1]), (*code.tensors, y), strict=True)

@@ -64,7 +64,7 @@ retrain: env  ## train what its code or settings left behind (TRAIN=train-encode
 test: data  ## unit tests, and every notebook against its stored outputs
 	"$(BIN)/pytest" --nbval
 
-bench: data  ## time networks and training against a plain reference (QUICK=1: one image only)
+bench: data  ## time encode + synthesise: plain, ours, compiled (QUICK=1: one image only)
 	"$(BIN)/python" -m benchmarks.bench $(if $(QUICK),--quick)
 
 lint: env  ## check style and formatting

@@ -27,7 +27,7 @@ from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, write_json
-from padinv.ops.frozen import keep_memory
+from padinv.ops.memory import keep_memory
 from study import tables
 
 

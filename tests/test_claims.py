@@ -168,7 +168,7 @@ CLAIMS = {
     "those of W+ & P the most, and the ratio of the two is the best": all(
         max(ATTRIBUTES, key=lambda name: ATTRIBUTES[name][key]) == "padinv-p" for key in ("target", "ratio")),
     # speed
-    "where the gain is smaller in places and in one row none": sum(speedup <= 1 for speedup in SPEEDUPS) == 1,
+    "It takes less time than plain PyTorch in every row": min(SPEEDUPS) > 1,
 }  # fmt: skip
 SAID = " ".join(word for page in PAGES for word in page.read_text(encoding="utf-8").split())
 

@@ -1,8 +1,6 @@
 """The encoder: equal to the authors', starts at the generator's own padding, sound under every use."""
 
-import copy
 import dataclasses
-import pickle
 import re
 
 import pytest
@@ -232,35 +230,11 @@ def test_compiles_without_a_graph_break(tiny, x):
 @pytest.mark.parametrize(
     "layout, overrides", [("aligned", {}), ("centre", {"padding": "outright", "padding_channels": 12})]
 )
-def test_frozen_or_not_it_is_the_plain_reference(tiny, x, layout, overrides):
-    """Batch norms folded, weights laid out for oneDNN, heads side by side: none changes the result."""
+def test_it_is_the_plain_reference(tiny, x, layout, overrides):
+    """Heads side by side and P on rings alone change nothing in the result."""
     E = trained(tiny, layout=layout, **overrides)
-    expected = reference.encode(E, x)
-    for frozen in (True, False):
-        for a, b in zip(E.requires_grad_(not frozen)(x).tensors, expected.tensors, strict=True):
-            close(a, b, atol=2e-5)
-
-
-def test_what_is_kept_of_frozen_weights_follows_them(tiny, x):
-    """Changes in place, loaded weights and gradients by the image; copies and files know nothing of it."""
-    E = trained(tiny)
-    names, first = set(E.state_dict()), E(x).w
-    again = copy.deepcopy(E)
-    pickle.loads(pickle.dumps(E))
-    with torch.no_grad():
-        E.stem[0].weight.mul_(2)
-        E.stages[1][0].residual[4].running_var.mul_(3)
-    moved = E(x).w
-    assert not torch.equal(moved, first) and torch.equal(again(x).w, first) and set(E.state_dict()) == names
-    close(moved, reference.encode(E, x).w, atol=2e-5)
-    E.load_state_dict(again.state_dict())
-    assert torch.equal(E(x).w, first)
-    image = x.clone().requires_grad_()
-    E(image).w.square().sum().backward()
-    assert image.grad.abs().sum() > 0
-    E.train().requires_grad_(True)
-    E(x).w.sum().backward()
-    assert E.stem[0].weight.grad.abs().sum() > 0
+    for a, b in zip(E(x).tensors, reference.encode(E, x).tensors, strict=True):
+        close(a, b, atol=2e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

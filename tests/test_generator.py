@@ -1,7 +1,5 @@
 """The generator: equal to three other projects', and sound under batches, gradients, precisions, compilation."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,34 +160,9 @@ def test_a_batch_is_its_images_one_by_one(tiny, code):
     assert tiny(code[:0]).shape == (0, 3, 32, 32)
 
 
-@pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("noise", ["const", "none"])
-def test_with_gradients_or_without_it_is_the_plain_reference(tiny, code, n, noise):
-    """Without gradients, large maps take modulated weights and the gain is folded: nothing changes in the result."""
-    code = code[:n]
-    with torch.enable_grad():
-        slow = tiny.synthesis(code.w.clone().requires_grad_(), code.p, noise)
-    assert slow.requires_grad and not tiny(code, noise).requires_grad
-    close(tiny(code, noise), slow.detach(), atol=2e-5)
-    if noise == "const":
-        close(tiny(code), reference.synthesis(tiny, code), atol=2e-5)
-        plain = Code(code.w)
-        close(tiny(plain), reference.synthesis(tiny, plain), atol=2e-5)
-
-
-def test_what_is_kept_of_frozen_weights_follows_them(tiny, code):
-    G = copy.deepcopy(tiny)
-    first = G(code)
-    with torch.no_grad():
-        G.blocks[2].conv1.weight.mul_(torch.rand(12, 12, 3, 3))
-    moved = G(code)
-    assert (moved - first).abs().max() > 1e-3
-    close(moved, reference.synthesis(G, code), atol=2e-5)
-    G.load_state_dict(tiny.state_dict())
-    assert torch.equal(G(code), first)
-    G.requires_grad_(True)
-    G(code).square().sum().backward()
-    assert all(p.grad is not None for name, p in G.named_parameters() if not name.startswith(("mapping", "const")))
+def test_it_is_the_plain_reference(tiny, code):
+    for one in (code, Code(code.w), code[:1]):
+        close(tiny(one), reference.synthesis(tiny, one), atol=2e-5)
 
 
 def test_channels_last(tiny, code):

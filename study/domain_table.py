@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from padinv.images.datasets import ImageDataset, to_float
-from padinv.images.viz import panel, read_grid, show
+from padinv.images.viz import COLOURS, panel, read_grid, show
 from study import tables
 
 LABELS = {
@@ -71,6 +71,13 @@ def read_rows(folder: str | Path, methods: Iterable[str]) -> tuple[dict, dict[st
             found = {key: torch.tensor([float(line[key]) for line in own], dtype=torch.float64) for key in keys}
             values.setdefault(method, {})[part] = found
     return protocol | {"checkpoints": checkpoints}, {method: file["row"] for method, file in files.items()}, values
+
+
+def colour(method: str) -> str:
+    """Of a method in figures: one for codes without P, one for those with P, one for those with an interior too."""
+    if method.endswith("alone") or not ("padinv" in method or method == "w+p"):
+        return COLOURS["psp"]
+    return COLOURS["mark" if "padinv-f" in method else "padinv"]
 
 
 def count(of: dict[str, dict[str, Tensor]], part: str) -> int:

@@ -153,6 +153,8 @@ def measure(name: str, method: Method, settings: dict, data: str, folder: str, o
     paths = {key: folder / f"{key}.safetensors" for key in ("generator", method.encoder, method.residual) if key}
     hashes = {key: file_hash(path) for key, path in paths.items()}
     head = tables.protocol(kind["n_images"], G.resolution, device=device, checkpoints=hashes)
+    head["edits"] = "two deviations along the first three axes of W, forth and back; LPIPS AlexNet, mean over the edits"
+    head["errors"] = "standard errors of the means over images"
     write_json(Path(out) / f"{name}.json", {"protocol": head, "row": row})
     images = [{"set": part, "image": i} | {key: v[i].item() for key, v in found.items()}
               for part, found in values.items() for i in range(len(found["style_distance"]))]  # fmt: skip

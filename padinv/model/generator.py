@@ -90,8 +90,9 @@ class ModulatedConv(nn.Module):
             return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8)
 
     def forward(
-        self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False
-    ) -> Tensor:
+        self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False,
+        interior: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         weight, power = once(self, "scaled", (self.weight,), self.scaled)
         style, demodulate = self.modulation(w, power)
         if ring is not None and modulated:
@@ -101,6 +102,9 @@ class ModulatedConv(nn.Module):
             r = x.shape[-1] * 2 if self.up else x.shape[-1]
             maps = torch.randn(len(x), 1, r, r, dtype=dtype_of(x), device=x.device) if noise == "random" else self.noise
             maps = maps.to(dtype_of(x)) * self.noise_strength.to(dtype_of(x))  # [N, 1, r, r] or [r, r]
+        if interior is not None:  # added to what the style has scaled, so the scaling is done here
+            x = x * style.to(x.dtype)[:, :, None, None] + interior.to(x.dtype)
+            style = torch.ones_like(style)
         if inferring(x, weight, style, *(t for t in (ring, maps) if t is not None)):
             return self.infer(x, weight, style, demodulate, ring, maps, fir)
         if self.up:
@@ -177,10 +181,11 @@ class Block(nn.Module):
         noise: str,
         fir: Tensor,
         modulated: bool,
+        interior: Tensor | None,
     ):
         if self.conv0 is not None:
             x = self.conv0(x, ws[0], None, noise, fir)  # [N, C_out, r, r]
-        x = self.conv1(x, ws[-2], ring, noise, fir, modulated)
+        x = self.conv1(x, ws[-2], ring, noise, fir, modulated, interior)
         y = self.to_rgb(x, ws[-1]).float()  # [N, 3, r, r]
         if rgb is not None:
             y = y + upfirdn2d(rgb, fir, up=2, pad=(2, 1, 2, 1), gain=4)  # [N, 3, r, r]
@@ -272,6 +277,11 @@ class Generator(nn.Module):
             if ring.shape[1] != self.config.channels(r):
                 raise ValueError(f"p.rings: expected {self.config.channels(r)} channels at resolution {r}, got "
                                  f"{ring.shape[1]}: the code belongs to another generator")  # fmt: skip
+        if p.interior is not None:
+            c, r = p.interior.shape[1:3]
+            if r not in self.config.resolutions or c != self.config.channels(r):
+                raise ValueError(f"p.interior: {c} channels at {r}² fit no layer of this generator of "
+                                 f"{self.resolution}²: the code belongs to another generator")  # fmt: skip
 
     def synthesis(self, w: Tensor, p: Padding | None = None, noise: str = "const") -> Tensor:
         """Images of codes (paper, section 3).
@@ -296,7 +306,9 @@ class Generator(nn.Module):
         rgb = None
         for i, block in enumerate(self.blocks):
             ws = [w[:, j] for j in range(max(2 * i - 1, 0), 2 * i + 2)]  # 3 × [N, w_dim], 2 for the first block
-            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir, p is not None and p.modulated)
+            here = p is not None and p.interior is not None and p.interior.shape[-1] == self.config.resolutions[i]
+            interior, modulated = p.interior if here else None, p is not None and p.modulated
+            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir, modulated, interior)
         return rgb
 
     def forward(self, code: Code, noise: str = "const") -> Tensor:

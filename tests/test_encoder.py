@@ -316,7 +316,23 @@ def test_modulation_is_kept_in_files(tiny, x, tmp_path):
     assert Code.load(tmp_path / "code.safetensors").p.modulated
 
 
-@pytest.mark.parametrize("overrides", [{}, {"padded_resolutions": 0, "replace_const": False}, {"base_w": True}])
+def test_an_interior_starts_at_nothing_and_belongs_to_the_layout(tiny, x):
+    E = Encoder.for_generator(tiny, input_resolution=32, interior=8).eval()
+    code, plain = E(x), Encoder.for_generator(tiny, input_resolution=32)
+    assert list(code.p.interior.shape[1:]) == [tiny.config.channels(8), 8, 8] and not code.p.interior.any()
+    torch.nn.init.normal_(E.padding.interior.weight)
+    moved = E(x)
+    assert (tiny(moved) - tiny(code)).abs().max() > 0.01
+    assert torch.equal(Code.cat([moved[:1], moved[1:]]).p.interior, moved.p.interior)
+    assert torch.equal((moved - code).p.interior, moved.p.interior)
+    with pytest.raises(ValueError, match="different layout"):
+        code + plain.eval()(x)
+
+
+OF_W = {"padded_resolutions": 0, "replace_const": False}
+
+
+@pytest.mark.parametrize("overrides", [{}, OF_W, {"base_w": True}, {"interior": 8}])
 def test_a_residual_encoder_starts_by_changing_nothing(tiny, x, overrides, tmp_path):
     base = trained(tiny, **overrides)
     E = Encoder.residual_of(base).eval()
@@ -372,6 +388,7 @@ def test_images_of_bytes(tiny):
     ({"padding": "outright"}, "padding_channels: outright padding or padding_heads none take the P branch as it is"),
     ({"padding_heads": "none"}, "padding_channels: outright padding or padding_heads none take"),
     ({"padding_heads": "all"}, "padding_heads: expected one of ('layer', 'shared', 'none'), got 'all'"),
+    ({"interior": 12}, "interior: expected one of (0, 4, 8, 16, 32, 64), got 12"),
     ({"predict_w": False, "padded_resolutions": 0, "replace_const": False}, "predict_w: an encoder without w"),
     ({"input_resolution": 16}, "strides: (2, 2, 2, 2) leave nothing of 16² images"),
 ])  # fmt: skip

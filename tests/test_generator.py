@@ -112,6 +112,20 @@ def test_rings_bypass_the_style_but_not_the_demodulation(tiny, code):
         close(actual[i : i + 1], bias_act(y, layer.bias), atol=1e-4)
 
 
+@pytest.mark.parametrize("rings", [3, 1, 0])
+def test_the_interior_is_added_within_the_ring_after_the_style(tiny, code, rings):
+    inside, layer = torch.randn(4, 12, 8, 8), tiny.blocks[1].conv1
+    p = Padding(code.p.const, code.p.rings[:rings], interior=inside)
+    changed, style = tiny.synthesis(code.w, p), layer.affine(code.w[:, 2])  # [N, 12]
+    into = layer.register_forward_pre_hook(lambda _, given: (given[0] + inside / style[:, :, None, None], *given[1:]))
+    expected = tiny.synthesis(code.w, Padding(code.p.const, code.p.rings[:rings]))
+    into.remove()
+    close(changed, expected, atol=1e-3)
+    assert (changed - tiny.synthesis(code.w, Padding(code.p.const, code.p.rings[:rings]))).abs().max() > 0.1
+    with pytest.raises(ValueError, match="p.interior: 12 channels at 64² fit no layer"):
+        tiny.synthesis(code.w, Padding(None, (), interior=torch.zeros(4, 12, 64, 64)))
+
+
 def test_noise_modes(tiny, code):
     images = {mode: tiny(code, noise=mode) for mode in ("const", "none", "random")}
     assert torch.equal(images["const"], tiny(code))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from padinv.model.codes import Code, Padding, centre, ring_resolution
 from padinv.model.generator import Generator
 from padinv.ops import take_ring
-from padinv.ops.frozen import convolve
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,11 @@ class ResidualBlock(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        before, first, act, second, after, gate = self.residual
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.shortcut is not None:
-            shortcut = convolve(self.shortcut[0], x, self.shortcut[1])  # [N, C_out, H/stride, W/stride]
-        x = convolve(second, act(convolve(first, before(x))), after)  # [N, C_out, H/stride, W/stride]
-        return torch.addcmul(shortcut, x, gate(x))
+            shortcut = self.shortcut(x)  # [N, C_out, H/stride, W/stride]
+        x = self.residual[:-1](x)  # [N, C_out, H/stride, W/stride]
+        return torch.addcmul(shortcut, x, self.residual[-1](x))
 
 
 class Heads(nn.Module):
@@ -170,7 +168,7 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, s, s] -> [N, heads, w_dim]."""
         for conv in self.convs:
-            x = convolve(conv, x, slope=0.01)  # [N, heads · C_head, s/2, s/2]
+            x = F.leaky_relu(conv(x), 0.01)  # [N, heads · C_head, s/2, s/2]
         heads, _, channels = self.weight.shape
         with torch.autocast(x.device.type, enabled=False):
             x = x.float().reshape(-1, heads, channels)  # [N, heads, C_head]
@@ -235,11 +233,6 @@ class PaddingBranch(nn.Module):
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with the corner pixels on the corners: [N, C, H, W] -> [N, C, height, width]."""
     return F.interpolate(x, size=(height, width), mode="bicubic", align_corners=True)
-
-
-def lateral(layer: nn.Module, x: Tensor) -> Tensor:
-    """Of the pyramid: a 1×1 convolution, or nothing."""
-    return convolve(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -340,17 +333,16 @@ class Encoder(nn.Module):
         if y is not None:
             x = torch.cat((x, self.resized(y)), dim=1)  # [N, 6, S, S]
 
-        conv, norm, act = self.stem
-        x = act(convolve(conv, x, norm))  # [N, widths[0], S/stem_stride, S/stem_stride]
+        x = self.stem(x)  # [N, widths[0], S/stem_stride, S/stem_stride]
         features = []
         for stage in self.stages:
             x = stage(x)  # [N, widths[i], s/stride, s/stride]
             features.append(x)
 
-        levels = [lateral(self.laterals[2], features[-1])]  # coarsest first: [N, C, s, s]
+        levels = [self.laterals[2](features[-1])]  # coarsest first: [N, C, s, s]
         for layer, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
             below = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
-            levels.append(lateral(layer, feature) + below)  # [N, C, 2s, 2s]
+            levels.append(layer(feature) + below)  # [N, C, 2s, 2s]
 
         if self.config.predict_w:
             heads = zip(self.heads[::-1], levels, strict=True)

@@ -30,7 +30,7 @@ LABELS = {
 PAIRS = (  # of equal budgets: what is compared, and against what
     ("padinv", "psp"), ("padinv-w-alone", "psp"), ("padinv-f", "psp"), ("padinv-f", "padinv"),
     ("padinv-f-w-alone", "psp"), ("padinv+10", "psp+10"), ("padinv-f+10", "psp+10"), ("padinv+100", "psp+100"),
-    ("padinv+100", "padinv+100-w"), ("padinv-f+100", "psp+100"), ("restyle-padinv", "restyle-psp"), ("w+p", "w+"),
+    ("padinv+100", "padinv+100-w"), ("padinv-f+100", "psp+100"), ("w+p", "w+"),
 )  # fmt: skip
 METRICS = ("mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "style_distance")
 OF_EDITS = ("native_lpips", "edit_lpips", "edit_nothing", "style_distance")

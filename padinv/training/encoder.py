@@ -72,9 +72,7 @@ def start_encoder(config: EncoderTraining, G: Generator, first: Encoder | None, 
         E.load_state_dict(trained.state_dict())
     alone = [name for name in ("swap", "p_drop", "edited") if getattr(config, name)]
     if alone and (first is not None or len(alone) > 1 or (E.padding is None and alone != ["edited"])):
-        raise ValueError(
-            f"{', '.join(alone)}: one at a time, for an encoder that predicts P and is no residual one"
-        )
+        raise ValueError(f"{', '.join(alone)}: one at a time, for an encoder that predicts P and is no residual one")
     if config.interior_norm and not E.config.interior:
         raise ValueError("interior_norm: needs an encoder that predicts an interior")
     return E.to(G.const.device, memory_format=torch.channels_last).requires_grad_(True).train()

@@ -130,9 +130,9 @@ def panel(
     return figure
 
 
-def show(figure, path: str | Path = "") -> None:
+def show(figure, path: str | Path = "", limit: int = FIGURE_BYTES) -> None:
     """Display a matplotlib figure, or an array as of `tile`, and with a path write it: the same PNG, the same bytes for
-    the same picture. One that is large keeps fewer colours."""
+    the same picture. One that is large keeps fewer colours; `limit` is the most bytes of the file."""
     from IPython.display import Image as Displayed
     from IPython.display import display
 
@@ -141,14 +141,19 @@ def show(figure, path: str | Path = "") -> None:
     else:
         figure.savefig(buffer := io.BytesIO(), format="png")
         picture = Image.open(buffer).convert("RGB")  # drops matplotlib's metadata
+    display(Displayed(png(picture, FIGURE_BYTES)))
+    if path:
+        atomic_write(path, png(picture, limit))
+
+
+def png(picture: Image.Image, limit: int) -> bytes:
+    """With as many colours as so many bytes allow, 32 at least."""
     for colours in (None, 256, 128, 64, 32):
         reduced = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
         reduced.save(buffer := io.BytesIO(), "PNG", optimize=True)
-        if buffer.tell() <= FIGURE_BYTES:
+        if buffer.tell() <= limit:
             break
-    display(Displayed(buffer.getvalue()))
-    if path:
-        atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, zoom: int = 3) -> None:

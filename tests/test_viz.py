@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from padinv.images.datasets import to_float, to_uint8
-from padinv.images.viz import FIGURE_BYTES, animate, axes, panel, read_grid, save_grid, scatter
+from padinv.images.viz import FIGURE_BYTES, animate, axes, read_grid, save_grid, scatter
 
 
 @pytest.fixture
@@ -59,14 +59,3 @@ def test_names_lie_on_no_point_and_on_no_other_name():
         assert ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
     at = np.array(points["alone"])
     assert np.hypot(*(boxes[-1].min - ax.transData.transform(at))) < 20, "a name with room stays beside its point"
-
-
-def test_a_panel_keeps_groups_of_columns_apart():
-    white, black = torch.ones(3, 8, 8), -torch.ones(3, 8, 8)
-    images, maps = [black] * 3, [torch.zeros(8, 8)] * 3
-    wide = {}
-    for name, titles in {"none": (), "columns": ["a", "a", ""], "groups": {"a": 2, "b": 1}}.items():
-        figure = panel({"x": images, "y": maps, "z": [white] * 3}, titles, cell=32)
-        assert [text.get_text() for text in figure.texts][3:] == ([] if name == "none" else list(titles))
-        wide[name] = round(figure.get_figwidth() * 100)
-    assert wide["none"] == wide["columns"] == wide["groups"] - 16

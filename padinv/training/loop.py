@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
 from padinv.model.tensors import atomic_write, file_hash
-from padinv.ops.memory import keep_memory
+from padinv.ops.frozen import keep_memory
 
 
 @dataclass(frozen=True)

@@ -111,21 +111,12 @@ class Discriminator(FromImage):
 
 
 class Both(nn.Module):
-    """Image -> logits of both discriminators, the one of pixels on augmented images (Kumari et al. 2022, who keep it
-    beside those of features)."""
+    """The discriminators of images, which is shown them augmented, and of features (Kumari et al. 2022, who keep the
+    one of pixels beside those of features)."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.images, self.features = Discriminator(config), FeatureDiscriminator(config.resolution)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: [N, 3, R, R] in [−1, 1] -> logits [N] of images, [N, M] of features."""
-        return self.images(augment(x)), self.features(x)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "Both":
-        for part in (self.images, self.features):
-            part.requires_grad_(requires_grad)
-        return self
 
 
 def augment(x: Tensor) -> Tensor:
@@ -183,15 +174,8 @@ class FeatureDiscriminator(nn.Module):
             nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths[1:], widths[:-1], strict=True)
         )
         for layer in (*self.mix, *self.down):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.kaiming_normal_(layer.requires_grad_(False).weight, nonlinearity="linear")  # stay random
         self.heads = nn.ModuleList(FeatureHead(w, r, 2 * width) for w, r in zip(widths, sizes, strict=True))
-        self.requires_grad_(True)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "FeatureDiscriminator":
-        super().requires_grad_(requires_grad)
-        for layer in (*self.mix, *self.down):  # stay random
-            layer.requires_grad_(False)
-        return self
 
     def features(self, x: Tensor) -> list[Tensor]:
         """x: [N, 3, R, R] in [−1, 1] -> four mixed maps [N, C, r, r], from fine to coarse."""

@@ -21,6 +21,7 @@ from padinv.inversion.optimise import draw
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, load_tensors, save_tensors
+from padinv.ops.memory import keep_memory
 from padinv.training.loop import origin
 from study.avatars import ATTRIBUTES
 
@@ -229,4 +230,5 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True, help="zip of avatars with their labels")
     parser.add_argument("--out", required=True, help="safetensors file to write")
     arguments = parser.parse_args()
+    keep_memory()
     train_classifier(arguments.data, arguments.out)

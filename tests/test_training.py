@@ -28,7 +28,7 @@ from padinv.training.autoencoder import ToLatent, jitter
 from padinv.training.discriminators import FeatureDiscriminator, augment
 from padinv.training.encoder import EncoderTraining, train_encoder
 from padinv.training.generator import GeneratorTraining, train_generator
-from padinv.training.loop import Batches, Stop, step_seed
+from padinv.training.loop import Batches, Stop, frozen, step_seed
 from padinv.training.views import views
 
 TINY = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8, "resolution": 16,
@@ -147,7 +147,9 @@ def test_the_feature_discriminator_learns_its_heads_only():
     assert logits.shape == (2, 3 * 4 * 4 + 2 * 2)  # maps of 16², 8² and 4² end at 4², that of 2² stays
     logits.sum().backward()
     assert x.grad.abs().sum() > 0
-    trained = {name for name, p in D.requires_grad_(False).requires_grad_(True).named_parameters() if p.requires_grad}
+    with frozen(D):
+        assert not any(p.requires_grad for p in D.parameters())
+    trained = {name for name, p in D.named_parameters() if p.requires_grad}
     assert trained and all(name.startswith("heads.") for name in trained)
     assert {name for name, p in D.named_parameters() if p.grad is not None} == trained
     with pytest.raises(ValueError, match=r"x: expected \[N, 3, 32, 32\]"):

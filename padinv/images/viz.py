@@ -149,7 +149,7 @@ def show(figure, path: str | Path = "", limit: int = FIGURE_BYTES) -> None:
 def png(picture: Image.Image, limit: int) -> bytes:
     """With as many colours as so many bytes allow, 32 at least."""
     for colours in (None, 256, 128, 64, 32):
-        reduced = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
+        reduced = picture if colours is None else picture.quantize(colours, kmeans=1, dither=Image.Dither.NONE)
         reduced.save(buffer := io.BytesIO(), "PNG", optimize=True)
         if buffer.tell() <= limit:
             break

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # ONEDNN_MAX_CPU_ISA=AVX2) padinv and restyle-padinv gave the same numbers but for one last digit; on an Intel CPU all
 # such rows agreed to 1e-6; ten times that is allowed, for kernels that were not tried. Gradient steps amplify rounding
 # errors: beside each number is the furthest seen of padinv+10 and padinv+100, and about five times that is allowed,
-# at most 5 %. The number of threads changes nothing. Rows of 350 to 500 steps, which
+# below 5 %. The number of threads changes nothing. Rows of 350 to 500 steps, which
 # `make repro` does not measure, get the same, which is too tight for them: measured again in a later session
 # they were off by up to 2.8 % (mse, pti), 4.3 % (lpips_alex, w+p) and 6.8 % (native_lpips, pti).
 TOLERANCES = {
@@ -33,7 +33,7 @@ TOLERANCES = {
     "lpips_vgg": (5e-4, 0.01),  # AVX2 0.06 %
     "frechet": (5e-4, 0.025),  # of rows of encoders only; with steps as LPIPS
     "edit_lpips": (5e-4, 0.025),  # Intel 0.42 %, AVX2 0.02 %
-    "native_lpips": (5e-4, 0.05),  # Intel with AMX 2.9 % (of 0.0011, padinv+100), AVX2 0.27 %
+    "native_lpips": (5e-4, 0.035),  # Intel with AMX 2.9 % (of 0.0011, padinv+100), AVX2 0.27 %
     "style_distance": (5e-4, 0.01),  # AVX2 0.02 %
 }
 DIGITS = {"frechet": 4, "style_distance": 4}  # written; of all others 6

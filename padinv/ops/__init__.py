@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from padinv.ops import reference
+from padinv.ops import cuda, reference
 from padinv.ops.reference import bias_act, fir_filter, take_ring
 
 __all__ = ["bias_act", "fir_filter", "pad_ring", "take_ring", "upfirdn2d"]
@@ -20,8 +20,6 @@ __all__ = ["bias_act", "fir_filter", "pad_ring", "take_ring", "upfirdn2d"]
 def kernels(device: torch.device):
     """`padinv.ops.cuda`, or, after one warning, the reference where its kernels do not run."""
     try:
-        from padinv.ops import cuda
-
         cuda.try_out(device)
         return cuda
     except Exception as error:  # no Triton, no C compiler for it, a GPU that it does not know

@@ -2,26 +2,33 @@
 
 Only what costs PyTorch several passes over memory is here; `padinv.ops.reference` specifies each function. First and
 second gradients are PyTorch's own operations, and upfirdn2d again. On a CPU the kernels run in Triton's interpreter
-(tests). Importing this needs Triton; `padinv.ops` does so for the first tensor on a GPU.
+(tests). Where there is no Triton, this can be imported and `try_out` says so.
 """
 
+from __future__ import annotations  # those of kernels name Triton
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
 from padinv.ops import reference
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch for CPUs, for Windows and for macOS comes without
+    triton = None
+
 BLOCK = 512  # items of a program
 SMALL = 1 << 30  # elements up to which indices are 32-bit
+jit = triton.jit if triton else lambda function: function
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Kernels: an item is a pixel of one channel of y, in the order of y's memory. LAST: x and y are channels-last
 
 
-@triton.jit
+@jit
 def pad_ring_kernel(x, ring, style, y, total, channels, r,
                     ACC: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +51,7 @@ def pad_ring_kernel(x, ring, style, y, total, channels, r,
     tl.store(y + at, tl.where(inside, a, b).to(y.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@jit
 def upfirdn2d_kernel(x, f, y, total, channels, height, width, out_height, out_width, skip_x, shift_x, skip_y, shift_y,
                      gain, UP: tl.constexpr, DOWN: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
                      FLIP: tl.constexpr, ACC: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
@@ -151,5 +158,7 @@ def pad_ring(x, ring, style=None):
 
 def try_out(device) -> None:
     """Run each kernel on one pixel; raises whatever keeps them from it, such as no C compiler for Triton."""
+    if triton is None:
+        raise ImportError("Triton is not installed")
     x = torch.ones(1, 1, 1, 1, device=device)
     upfirdn2d(pad_ring(x, torch.ones(1, 1, 8, device=device)), x[0, 0])

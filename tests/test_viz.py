@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from padinv.images.datasets import to_float, to_uint8
-from padinv.images.viz import FIGURE_BYTES, animate, axes, panel, read_grid, save_grid, scatter
+from padinv.images.viz import FIGURE_BYTES, animate, axes, panel, png, read_grid, save_grid, scatter
 
 
 @pytest.fixture
@@ -38,6 +38,22 @@ def test_a_large_animation_keeps_fewer_colours(tmp_path):
     assert len(data) < FIGURE_BYTES
     with Image.open(io.BytesIO(data)) as gif:
         assert gif.n_frames == 8 and len(np.unique(np.array(gif.convert("RGB")).reshape(-1, 3), axis=0)) < 256
+
+
+def test_a_large_picture_keeps_the_colours_of_its_small_parts():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:200, :300]
+    pixels = np.stack([80 + x / 3, 60 + y / 2, 150 - x / 4], axis=-1) + rng.normal(0, 8, (200, 300, 3))
+    spots = rng.integers(0, 256, (6, 3))
+    for i, colour in enumerate(spots):
+        pixels[20:36, 20 + 40 * i : 36 + 40 * i] = colour
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    data = png(picture, 50_000)
+    assert len(data) < 50_000 and data == png(picture, 50_000)
+    with Image.open(io.BytesIO(data)) as reduced:
+        assert len(reduced.getcolors()) <= 128
+        found = np.array(reduced.convert("RGB"))[28, 28:268:40].astype(int)
+    assert np.abs(found - spots).max() < 12, "by colours that most pixels have, over 90 off"
 
 
 def test_a_grid_is_read_as_it_was_written(tmp_path):

@@ -76,20 +76,19 @@ class ModulatedConv(nn.Module):
         self.register_buffer("noise", torch.randn(resolution, resolution))
         self.up = up
 
-    def modulation(self, w: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def modulation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Style and demodulation, [N, C_in] and [N, C_out], in float32 whatever autocast says: both are small, and
-        rounding them would tint whole feature maps."""
+        rounding them would tint whole feature maps. The gain 1/√fan_in of the weight cancels out, but for ε."""
         with torch.autocast(w.device.type, enabled=False):
             style = self.affine(w.float())  # [N, C_in]
-            power = weight.float().square().sum(dim=(2, 3))  # [C_out, C_in]
-            return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8)
+            power = self.weight.float().square().sum(dim=(2, 3))  # [C_out, C_in]
+            return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8 * self.weight[0].numel())
 
     def forward(
         self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False,
         interior: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
-        style, demodulate = self.modulation(w, weight)
+        style, demodulate = self.modulation(w)
         if ring is not None and modulated:
             ring = ring * style[:, :, None]
         if interior is not None:  # added to what the style has scaled, so the scaling is done here
@@ -97,13 +96,13 @@ class ModulatedConv(nn.Module):
             style = torch.ones_like(style)
         if self.up:
             x = x * style.to(x.dtype)[:, :, None, None]
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, C_out, 2r + 1, 2r + 1]
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [N, C_out, 2r + 1, 2r + 1]
             x = upfirdn2d(x, fir, pad=(1, 1, 1, 1), gain=4)  # [N, C_out, 2r, 2r]
         elif ring is None:
             x = x * style.to(x.dtype)[:, :, None, None]
-            x = F.conv2d(x, weight, padding=1)  # [N, C_out, r, r]
+            x = F.conv2d(x, self.weight, padding=1)  # [N, C_out, r, r]
         else:
-            x = F.conv2d(pad_ring(x, ring, style), weight)  # [N, C_out, r, r]
+            x = F.conv2d(pad_ring(x, ring, style), self.weight)  # [N, C_out, r, r]
         x = x * demodulate.to(x.dtype)[:, :, None, None]
         maps = None  # of noise
         if noise != "none":

@@ -159,8 +159,8 @@ def png(picture: Image.Image, limit: int) -> bytes:
     return buffer.getvalue()
 
 
-def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, zoom: int = 3) -> None:
-    """Display arrays of one size, as of `tile`, as an endless animation, each so long and `zoom` times enlarged; with a
+def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100) -> None:
+    """Display arrays of one size, as of `tile`, as an endless animation, each so long and three times enlarged; with a
     path write it: a GIF, the same bytes for the same frames. One palette serves all; a large file has fewer colours."""
     from IPython.display import Image as Displayed
     from IPython.display import display
@@ -173,7 +173,7 @@ def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, 
         first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=rest, duration=ms, loop=0)
         if buffer.tell() <= FIGURE_BYTES:
             break
-    display(Displayed(buffer.getvalue(), format="gif", width=zoom * width))
+    display(Displayed(buffer.getvalue(), format="gif", width=3 * width))
     if path:
         atomic_write(path, buffer.getvalue())
 

@@ -47,13 +47,13 @@ class ResidualBlock(nn.Module):
         return y + self.skip(x, gain=math.sqrt(0.5))  # [N, C_out, r/2, r/2]
 
 
-def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+def minibatch_std(x: Tensor) -> Tensor:
     """Append a channel with the standard deviation over groups of images, which exposes a lack of variety.
 
-    x: [N, C, H, W] -> [N, C + 1, H, W]; groups of `group` images, or of the largest divisor of N below it.
+    x: [N, C, H, W] -> [N, C + 1, H, W]; groups of 4 images, or of the largest divisor of N below it.
     """
     n, c, h, w = x.shape
-    group = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
+    group = max(g for g in range(1, min(4, n) + 1) if n % g == 0)
     y = x.float().reshape(group, -1, c, h, w)  # [G, N/G, C, H, W]
     std = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [N/G]
     std = std.to(x.dtype).repeat(group).reshape(n, 1, 1, 1).expand(-1, -1, h, w)  # [N, 1, H, W]

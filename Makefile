@@ -38,7 +38,7 @@ data: env  ## fetch data and checkpoints from the store in this repository
 
 # These rows are measured for real, whatever DVC remembers; the plain repro after it puts the tables together. On the
 # CPU, as the rows that are not measured again.
-ROWS = row@psp row@e4e row@padinv row-restyle@restyle-padinv row@padinv+10 row@padinv+100
+ROWS = row@psp row@padinv row@padinv-f row@padinv+10
 
 repro: export CUDA_VISIBLE_DEVICES =
 repro: data  ## measure rows of the inversion table anew, print it, compare it with the committed one
@@ -64,7 +64,7 @@ retrain: env  ## train what its code or settings left behind (TRAIN=train-encode
 test: data  ## unit tests, and every notebook against its stored outputs
 	"$(BIN)/pytest" --nbval
 
-bench: data  ## time networks and training against a plain reference (QUICK=1: one image only)
+bench: data  ## time encode + synthesise: plain, ours, compiled (QUICK=1: one image only)
 	"$(BIN)/python" -m benchmarks.bench $(if $(QUICK),--quick)
 
 lint: env  ## check style and formatting

@@ -1,21 +1,19 @@
-"""Time what users wait for, against the plain reference in the same run: `python -m benchmarks.bench --help`.
+"""Time encode + synthesise on this CPU: plain PyTorch, ours, and ours compiled: `python -m benchmarks.bench --help`.
 
-Both take turns, and the median counts. The machine's peak is that of a large matrix product and of a large copy,
-timed in the same run; multiply-adds are those of the plain reference. Before anything is timed, both must agree.
+All forms take turns in one run, and the median counts. The machine's peak is that of a large product of matrices, timed
+in the same run; multiply-adds are those of the plain reference. Forms in float32 must agree before they are timed.
 """
 
 import argparse
 import contextlib
 import copy
-import ctypes
-import gc
-import itertools
 import json
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,275 +24,167 @@ from tqdm import tqdm
 import padinv
 from benchmarks import reference
 from padinv import Code, Encoder, Generator, GeneratorConfig
+from padinv.inversion.optimise import draw
 from padinv.measure.lpips import lpips
 from padinv.model.tensors import atomic_write
-from padinv.ops.frozen import keep_memory
+from padinv.ops.memory import keep_memory
 from study import tables
 
-PAPER = {  # the released encoder
-    "input_resolution": 256, "widths": (64, 128, 256, 512), "depths": (3, 4, 14, 3), "se_reduction": 16,
-    "pyramid_channels": 512, "head_channels": 512, "padding_channels": 512, "padding_depth": 2, "padding_level": 1,
-    "padding": "outright", "layout": "centre",
+ENCODERS = {  # of the shipped generator, and of the paper's size
+    "avatars-128": {"input_resolution": 128, "stem_stride": 2, "strides": (1, 2, 2, 2)},
+    "paper-256": {
+        "input_resolution": 256, "widths": (64, 128, 256, 512), "depths": (3, 4, 14, 3), "se_reduction": 16,
+        "pyramid_channels": 512, "head_channels": 512, "padding_channels": 512, "padding_depth": 2, "padding_level": 1,
+        "padding": "outright", "layout": "centre",
+    },
 }  # fmt: skip
-ROWS = ("encode", "synthesise", "both", "refine", "train")
-NETWORKS = ("avatars-64", "paper-256", "paper-1024")
+PRECISIONS = ("fp32", "bf16")
+FORMS = ("plain", "eager", "openvino")
 
 
-def networks(name: str, device: str) -> tuple[Generator, Encoder]:
-    """The shipped networks, or those of the paper with random weights."""
-    if name == "avatars-64":
-        folder = padinv.project_root() / "checkpoints" / name
-        paths = folder / "generator.safetensors", folder / "padinv.safetensors"
-        return padinv.load_generator(paths[0], device), padinv.load_encoder(paths[1], device)
+def networks(name: str) -> tuple[Generator, Encoder]:
+    """The generator that is shipped, or one of the paper's size with random weights; an encoder with random ones."""
     torch.manual_seed(0)
-    G = Generator(GeneratorConfig(int(name.removeprefix("paper-")))).to(device)
-    E = Encoder.for_generator(G, **PAPER)
+    if name == "paper-256":
+        G = Generator(GeneratorConfig(256)).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    else:
+        G = padinv.load_generator(padinv.project_root() / "checkpoints" / name / "generator.safetensors")
+    E = Encoder.for_generator(G, **ENCODERS[name])
     with torch.no_grad():  # one batch gives the statistics that batch norms divide by
         for module in E.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0
-        E.train()(torch.rand(2, 3, 256, 256, device=device) * 2 - 1)
-    layout = torch.channels_last if device == "cpu" else torch.preserve_format  # as load_generator has it
-    return G.eval().requires_grad_(False).to(memory_format=layout), E.eval().requires_grad_(False)
+        E.train()(torch.rand(2, 3, E.config.input_resolution, E.config.input_resolution) * 2 - 1)
+    return G, E.eval().requires_grad_(False)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is timed: functions without arguments, by ours and by the plain reference
+def forms(G: Generator, E: Encoder) -> dict[tuple[str, str], Callable]:
+    """(form, precision) -> x -> its code, its image, and the seconds that each took."""
 
+    def timed(encode: Callable, synthesise: Callable, autocast: bool) -> Callable:
+        @torch.no_grad()
+        def run(x: Tensor) -> tuple[Code, Tensor, tuple[float, float]]:
+            with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                start = time.perf_counter()
+                code = encode(x)
+                middle = time.perf_counter()
+                y = synthesise(code)
+                return code, y, (middle - start, time.perf_counter() - middle)
 
-def tasks(row: str, G: Generator, E: Encoder, batch: int, autocast: Callable) -> tuple[Callable, Callable]:
-    """(ours, plain) for one row. Plain networks are copies in PyTorch's default layout."""
-    device = G.const.device
-    x = torch.rand(batch, 3, E.config.input_resolution, E.config.input_resolution, device=device) * 2 - 1
-    target = torch.rand(batch, 3, G.resolution, G.resolution, device=device) * 2 - 1
-    E.requires_grad_(row == "train").train(row == "train")
-    copies = (copy.deepcopy(network).to(memory_format=torch.contiguous_format) for network in (G, E))
-    layout = torch.channels_last if row == "train" else torch.contiguous_format  # as padinv.training has it
-    E.to(memory_format=layout)
-    perceptual = lpips("alex", device) if row in ("refine", "train") else None
-    if row not in ("encode", "both", "train"):
-        with torch.no_grad():
-            start = E(x)
+        return run
 
-    def one(G: Generator, E: Encoder, encode: Callable, render: Callable, x: Tensor) -> Callable:
-        if row in ("encode", "synthesise", "both"):
-
-            @torch.no_grad()
-            def run():
-                with autocast():
-                    code = encode(E, x) if row != "synthesise" else start
-                    return code if row == "encode" else render(G, code)
-
-            return run
-
-        code = start.map(lambda t: t.clone().requires_grad_()) if row == "refine" else None
-        optimizer = torch.optim.Adam(code.tensors if row == "refine" else E.parameters(), lr=0.0)  # no drift
-
-        def step():
-            optimizer.zero_grad(set_to_none=True)
-            with autocast():
-                y = render(G, encode(E, x) if row == "train" else code)
-                loss = (y - target).square().mean() + 0.8 * perceptual(y, target).mean()
-            loss.backward()
-            optimizer.step()
-            return y.detach()
-
-        return step
-
-    ours = one(G, E, Encoder.__call__, Generator.__call__, x.contiguous(memory_format=layout))
-    return ours, one(*copies, reference.encode, reference.synthesis, x)
-
-
-def tensors(result: Code | Tensor) -> tuple[Tensor, ...]:
-    return result.tensors if isinstance(result, Code) else (result,)
-
-
-def graphed(run: Callable) -> Callable:
-    """The same kernels without the host: a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-def seconds(run: Callable, device: str) -> float:
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def alternate(runs: dict[str, Callable], device: str, budget: float, least: int) -> dict[str, list[float]]:
-    """Times of each, taken in turns until the budget in seconds is spent. All have run before."""
-    times, end = {name: [] for name in runs}, time.perf_counter() + budget
-    while len(times[next(iter(runs))]) < least or time.perf_counter() < end:
-        for name, run in runs.items():
-            times[name].append(seconds(run, device))
-    return times
-
-
-def peak_memory(run: Callable, device: str) -> float:
-    """Bytes above what was held before, at most, while it runs; NaN where the system does not tell."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not clear.exists():
-        return float("nan")
-
-    def field(name: str) -> int:
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
-
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed blocks, which would hide what runs use
-        libc.malloc_trim(0)
-    clear.write_text("5")  # Linux: the peak starts anew
-    before = field("VmRSS:")
-    run()
-    return field("VmHWM:") - before
-
-
-def peaks(device: str, precisions) -> dict[str, float]:
-    """Of this machine now: multiply-adds per second of a large product, bytes per second of a large copy."""
-    size = 8192 if device == "cuda" else 2048
+    plain = copy.deepcopy(G).to(memory_format=torch.contiguous_format)
     found = {}
-    for name in precisions:
-        a = torch.randn(size, size, device=device, dtype=getattr(torch, name))
-        out = torch.empty_like(a)
-        best = min(seconds(lambda a=a, out=out: torch.mm(a, a, out=out), device) for _ in range(8))
-        found[f"{name}_gmacs_per_s"] = round(size**3 / best / 1e9, 1)
-    source = torch.zeros(2**28 if device == "cuda" else 2**26, device=device)
-    target = torch.empty_like(source)
-    best = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
-    return found | {"copy_gb_per_s": round(2 * source.nbytes / best / 1e9, 1)}
+    for precision in PRECISIONS:
+        half = precision == "bf16"
+        found["plain", precision] = timed(
+            lambda x: reference.encode(E, x), lambda code: reference.synthesis(plain, code), half
+        )
+        found["eager", precision] = timed(E, G, half)
+        found["openvino", precision] = timed(padinv.compile(E, precision), padinv.compile(G, precision), False)
+    return found
 
 
-def write_table(report: dict, folder: Path, name: str) -> None:
-    """All rows of a report as CSV; those of the smallest batch as Markdown."""
-    runs = [run for run in ("ours", "graph", "compiled", "plain") if any(run in row["ms"] for row in report["rows"])]
-    rows = [
-        {key: row[key] for key in ("network", "row", "batch", "precision")}
-        | {f"{run}_ms": row["ms"].get(run) for run in runs}
-        | {key: row[key] for key in ("speedup", "gmacs", "share_of_peak")}
-        | {f"{run}_mb": row["peak_memory_mb"][run] for run in ("ours", "plain")}
-        for row in report["rows"]
-    ]
-    few = [row for row in rows if row["batch"] == min(row["batch"] for row in rows)]
-    columns = list(rows[0])
-    peak = ", ".join(f"{key} {value:g}" for key, value in report["peak"].items())
-    note = f"{report['device']}, {report['threads']} threads, torch {report['torch']}. Peak in the same run: {peak}."
-    note += f" Left out: {'; '.join(report['left_out'])}." if report["left_out"] else ""
-    tables.write_table(folder / name, few, columns, note, whole=(rows, columns))
+def peaks() -> dict[str, float]:
+    """Of this machine now: billions of multiply-adds per second of a large product."""
+    found, size = {}, 2048
+    for name, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
+        a = torch.randn(size, size).to(dtype)
+        out, best = torch.empty_like(a), float("inf")
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.mm(a, a, out=out)
+            best = min(best, time.perf_counter() - start)
+        found[name] = round(size**3 / best / 1e9, 1)
+    return found
+
+
+def measure(runs: dict[tuple[str, str], Callable], x: Tensor, gmacs: float, budget: float) -> list[dict]:
+    """A row for each precision: encode + synthesise x by every form, in turns until the seconds are spent.
+
+    Compiled forms run once before, as they compile in their first call; others do not, which for a large batch takes a
+    minute.
+    """
+    for (form, _), run in runs.items():
+        if form == "openvino":
+            run(x)
+    times, results, end = {key: [] for key in runs}, {}, time.perf_counter() + budget
+    while not results or time.perf_counter() < end:
+        for key, run in runs.items():
+            *results[key], seconds = run(x)
+            times[key].append(seconds)
+    code, y = results["plain", "fp32"]
+    rows = []
+    for precision in PRECISIONS:
+        seconds = {form: times[form, precision] for form in FORMS}
+        whole = {form: statistics.median(map(sum, seconds[form])) for form in FORMS}
+        image = results["openvino", precision][1].clamp(-1, 1)
+        rows.append({
+            "batch": len(x), "precision": precision,
+            **{f"{form}_ms": round(1e3 * whole[form], 2) for form in FORMS},
+            "encode_ms": round(1e3 * statistics.median(a for a, _ in seconds["openvino"]), 2),
+            "synthesise_ms": round(1e3 * statistics.median(b for _, b in seconds["openvino"]), 2),
+            "speedup": round(whole["plain"] / whole["openvino"], 2), "turns": len(seconds["plain"]),
+            "gmacs": round(gmacs * len(x), 2), "gmacs_per_s": round(gmacs * len(x) / whole["openvino"], 1),
+            "lpips_to_fp32": round(lpips("alex")(image, y.clamp(-1, 1)).mean().item(), 5),
+        })  # fmt: skip
+    for form in ("eager", "openvino"):
+        pairs = zip((*results[form, "fp32"][0].tensors, results[form, "fp32"][1]), (*code.tensors, y), strict=True)
+        difference = max(float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs)
+        if not difference < 1e-4:
+            sys.exit(f"bench: {form} ×{len(x)} differs from the plain reference by {difference:.2g}")
+    return rows
+
+
+def write_table(report: dict, folder: Path) -> None:
+    columns = [key for key in report["rows"][0] if key not in ("gmacs", "gmacs_per_s", "turns")]
+    peak = ", ".join(f"{key} {value:g}" for key, value in report["peak_gmacs_per_s"].items())
+    note = (f"{report['device']}, {report['threads']} threads, torch {report['torch']}, openvino {report['openvino']}. "
+            f"Peak in the same run, in billions of multiply-adds per second: {peak}.")  # fmt: skip
+    tables.write_table(folder / "bench-cpu", report["rows"], columns, note)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS[:2], help="(%(default)s)")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="(%(default)s)")
+    parser.add_argument("--networks", nargs="+", choices=ENCODERS, default=tuple(ENCODERS), help="(%(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 4, 16), help="(%(default)s)")
-    parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each row (%(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="of each row at least (%(default)s)")
-    parser.add_argument(
-        "--longest",
-        type=float,
-        default=float("inf"),
-        help="seconds of a turn: rows that would take more are left out, which the report says",
-    )
-    parser.add_argument("--compile", action="store_true", help="refine by a compiled generator too (smallest batch)")
-    parser.add_argument("--out", help="JSON (results/metrics/bench-cpu.json, or -gpu; none with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a minute: encode and synthesise one image")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each network and batch (%(default)s)")
+    parser.add_argument("--out", help="JSON (results/metrics/bench-cpu.json, with its table; none with --quick)")
+    parser.add_argument("--quick", action="store_true", help="half a minute: one image")
     args = parser.parse_args(arguments)
     if args.quick:
-        args.rows, args.batches, args.seconds, args.turns = ("both",), (1,), 5.0, 3
+        args.batches, args.seconds = (1,), 5.0
     keep_memory()  # as the commands do
-    device = args.device
-    out = Path(
-        args.out or padinv.project_root() / "results/metrics" / f"bench-{'gpu' if device == 'cuda' else 'cpu'}.json"
-    )
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    if device == "cpu" and Path("/proc/cpuinfo").exists():
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
         name = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     report = {
-        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "cuda": torch.version.cuda if device == "cuda" else None, "python": platform.python_version(),
-        "padinv": padinv.__version__, "peak": peaks(device, args.precisions), "rows": [], "left_out": [],
+        "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "openvino": version("openvino"),
+        "python": platform.python_version(), "padinv": padinv.__version__, "peak_gmacs_per_s": peaks(), "rows": [],
     }  # fmt: skip
-    print(json.dumps(report["peak"]))
-
-    combinations = list(itertools.product(args.networks, args.precisions, args.batches, args.rows))
-    built = None
-    for network, precision, batch, row in tqdm(combinations, unit="row"):
-        smaller = [r for r in report["rows"] if (r["network"], r["row"], r["precision"]) == (network, row, precision)]
-        turn = sum(smaller[-1]["ms"].values()) / 1e3 * batch / smaller[-1]["batch"] if smaller else 0.0
-        if turn > args.longest:
-            report["left_out"].append(f"{network} {row} ×{batch} {precision}: a turn would take {turn:.0f} s")
-            tqdm.write(report["left_out"][-1])
-            continue
-        if built != network:
-            G, E = networks(network, device)
-            built = network
-
-        def autocast(precision=precision):
-            return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-        torch.manual_seed(1)
-        ours, plain = tasks(row, G, E, batch, autocast)
-        counter = FlopCounterMode(display=False)
-        a = tensors(ours())
-        with counter:
-            b = tensors(plain())
-        difference = max(float((s - t).abs().max() / t.abs().max().clamp(min=1)) for s, t in zip(a, b, strict=True))
-        if precision == "float32" and not difference < 1e-4:
-            sys.exit(f"bench: {network} {row} ×{batch} differs from the plain reference by {difference:.2g}")
-        gmacs = counter.get_total_flops() / 2e9
-        runs = {"ours": ours, "plain": plain}
-        if device == "cuda" and row in ROWS[:3]:
-            runs["graph"] = graphed(ours)
-        if args.compile and row == "refine" and batch == min(args.batches):
-            torch.manual_seed(1)
-            runs["compiled"] = tasks(row, torch.compile(G), E, batch, autocast)[0]
-            runs["compiled"]()
-        memory = {name: round(peak_memory(runs[name], device) / 1e6, 1) for name in ("ours", "plain")}
-        times = alternate(runs, device, args.seconds, args.turns)
-        ms = {name: round(1e3 * statistics.median(t), 3) for name, t in times.items()}
-        best = min(t for name, t in ms.items() if name != "plain")
-        result = {
-            "network": network, "row": row, "batch": batch, "precision": precision, "ms": ms,
-            "speedup": round(ms["plain"] / best, 2), "turns": len(times["ours"]), "gmacs": round(gmacs, 2),
-            "gmacs_per_s": round(gmacs / best * 1e3, 1),
-            "peak_memory_mb": memory, "difference": float(f"{difference:.2g}"),
-        }  # fmt: skip
-        if precision == "bfloat16" and row == "both":
-            torch.manual_seed(1)
-            exact = tasks(row, G, E, batch, contextlib.nullcontext)[0]()
-            distance = lpips("alex", device)(a[0].clamp(-1, 1), exact.clamp(-1, 1)).mean()
-            result["lpips_to_float32"] = round(distance.item(), 5)
-        report["rows"].append(result)
-        tqdm.write(f"{network:11s} {row:10s} ×{batch:<2d} {precision:8s} {ms}  {result['speedup']}×")
-    again = peaks(device, args.precisions)  # whatever else ran at one end of a long run lowers only that one
-    report["peak"] = {key: max(value, again[key]) for key, value in report["peak"].items()}
-    for result in report["rows"]:
-        peak = report["peak"][f"{result['precision']}_gmacs_per_s"]
-        result["share_of_peak"] = round(result["gmacs_per_s"] / peak, 3)
-    if args.out or not args.quick:
-        atomic_write(out, (json.dumps(report, indent=1) + "\n").encode())
-        print(out)
-    if not args.out and not args.quick:
-        write_table(report, padinv.project_root() / "results/tables", out.stem)
+    for network in args.networks:
+        G, E = networks(network)
+        runs = forms(G, E)
+        size = E.config.input_resolution
+        with FlopCounterMode(display=False) as counter:
+            runs["plain", "fp32"](torch.zeros(1, 3, size, size))
+        for batch in tqdm(args.batches, desc=network):
+            z = torch.randn(batch, G.config.z_dim, generator=torch.Generator().manual_seed(1))
+            x = draw(Code(G.mapping(z, truncation=0.7)), G, batch=1)  # [N, 3, R, R]
+            rows = measure(runs, x, counter.get_total_flops() / 2e9, args.seconds)
+            report["rows"] += [{"network": network} | row for row in rows]
+            tqdm.write("\n".join(map(str, report["rows"][-2:])))
+    again = peaks()  # whatever else ran at one end of a long run lowers only that one
+    report["peak_gmacs_per_s"] = {key: max(value, again[key]) for key, value in report["peak_gmacs_per_s"].items()}
+    for row in report["rows"]:
+        row["percent_of_peak"] = round(100 * row["gmacs_per_s"] / report["peak_gmacs_per_s"][row["precision"]], 1)
+    if args.quick and not args.out:
+        return
+    out = Path(args.out or padinv.project_root() / "results/metrics/bench-cpu.json")
+    atomic_write(out, (json.dumps(report, indent=1) + "\n").encode())
+    if not args.out:
+        write_table(report, padinv.project_root() / "results/tables")
+    print(out)
 
 
 if __name__ == "__main__":

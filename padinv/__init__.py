@@ -9,6 +9,7 @@
 from pathlib import Path
 
 from padinv.files.checkpoints import export_generator, load_encoder, load_generator
+from padinv.inversion.compiled import compile
 from padinv.inversion.editing import Edit, analogy, blend, customize
 from padinv.inversion.optimise import invert, project
 from padinv.model.codes import Code, Padding
@@ -17,8 +18,8 @@ from padinv.model.generator import Generator, GeneratorConfig
 
 __all__ = [
     "Code", "Edit", "Encoder", "EncoderConfig", "Generator", "GeneratorConfig", "Padding",
-    "analogy", "blend", "customize", "export_generator", "invert", "load_encoder", "load_generator", "project",
-    "project_root",
+    "analogy", "blend", "compile", "customize", "export_generator", "invert", "load_encoder", "load_generator",
+    "project", "project_root",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

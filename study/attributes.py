@@ -1,4 +1,4 @@
-"""Attributes of images, which of them change when codes move along a direction (notebook 06), and a classifier of them.
+"""Labels of images, what reads them, and which change when codes move along a direction (notebook 06).
 
 python -m study.attributes --data build/avatars-128/train.zip --out checkpoints/avatars-128/classifier.safetensors
 """
@@ -6,7 +6,9 @@ python -m study.attributes --data build/avatars-128/train.zip --out checkpoints/
 import argparse
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
-from padinv.inversion.directions import balanced_accuracy, linear_svm, move
+from padinv.inversion.directions import linear_svm, move
 from padinv.inversion.optimise import draw
 from padinv.model.codes import Code
 from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, load_tensors, save_tensors
+from padinv.ops.memory import keep_memory
 from padinv.training.loop import origin
 from study.avatars import ATTRIBUTES
 
@@ -26,9 +29,9 @@ from study.avatars import ATTRIBUTES
 COLUMNS = {
     "light skin": ("skin", "#d08b5b #edb98a #ffdbb4"),
     "light hair": ("hair_colour", "#b58143 #d6b370 #c93305 #e8e1e1 #f59797 #5b7fd0"),
-    "long hair": ("hair", "bob bun curly dreads fro longButNotTooLong miaWallace straight01 straightAndStrand"),
-    "hat": ("hat", "hat turban winterHat02 winterHat03"),
-    "glasses": ("glasses", "prescription01 prescription02 round sunglasses wayfarers"),
+    "long hair": ("hair", "bigHair bob bun curly dreads fro longButNotTooLong miaWallace straight01 straightAndStrand"),
+    "hat": ("hat", "turban winterHat02 winterHat03"),
+    "glasses": ("glasses", "kurt prescription02 round sunglasses wayfarers"),
     "beard": ("facial_hair", "beardLight beardMajestic beardMedium"),
     "open mouth": ("mouth", "screamOpen grimace tongue smile"),
     "bright clothes": ("clothes_colour", "#5199e4 #65c9ff #3fa66b #ff5c5c #ff488e #f2c84b #f4f4f4"),
@@ -61,46 +64,80 @@ def pixel_labels(x: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class Probes:
-    """A linear probe per label that sees pixels at 32², so that no encoder has a say.
+    """A linear probe per label that sees pixels at 32², so that no encoder has a say: images [N, 3, R, R] -> [N, K],
+    about 0 without the label and 1 with it.
 
     Attributes:
-        normals: [3072, K].
-        gap: [K], of the scores: from images without a label to images with it.
-        accuracy: [K], balanced, on images that the probes did not learn from.
+        normals, start, gap: [3072, K], [K], [K], of the scores: those of images without a label, and the way from there
+            to images with it.
     """
 
     normals: Tensor
+    start: Tensor
     gap: Tensor
-    accuracy: Tensor
 
     @staticmethod
     def pixels(x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x.clamp(-1, 1), 32).flatten(1)  # [N, 3072]
 
     @classmethod
-    def fit(cls, x: Tensor, labels: Tensor, others: Tensor, labels_of_others: Tensor) -> "Probes":
-        """Probes that learn from x and are checked and scaled on others; labels are bool [N, K]."""
-        normals, biases = linear_svm(cls.pixels(x), labels, C=10.0)
-        scores = cls.pixels(others) @ normals + biases  # [N, K]
-        pairs = zip(scores.T, labels_of_others.T, strict=True)
-        gap = torch.stack([score[true].mean() - score[~true].mean() for score, true in pairs])
-        return cls(normals, gap, balanced_accuracy(scores, labels_of_others))
+    def fit(cls, x: Tensor, labels: Tensor) -> "Probes":
+        """Probes that learn from four fifths of x and are scaled on the others; labels are bool [N, K]."""
+        n = len(x) * 4 // 5
+        normals, _ = linear_svm(cls.pixels(x[:n]), labels[:n], C=10.0)
+        scores = cls.pixels(x[n:]) @ normals  # [N/5, K]
+        pairs = list(zip(scores.T, labels[n:].T, strict=True))
+        start, end = (torch.stack([score[true == kind].mean() for score, true in pairs]) for kind in (False, True))
+        return cls(normals, start, end - start)
 
-    def effect(self, G: Generator, base: Code, directions: Code, amount: float = 2.0) -> Tensor:
-        """Mean change of each label from −amount to +amount standard deviations: [directions, K]; 1 is the way from
-        images without a label to images with it."""
-        seen = [[self.pixels(draw(move(base, d, a), G)) for a in (amount, -amount)] for d in directions]
-        return torch.stack([((plus - minus) @ self.normals / self.gap).mean(dim=0) for plus, minus in seen])
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.pixels(x) @ self.normals - self.start) / self.gap
 
 
-def effect_row(effect: Tensor, names: list[str]) -> dict:
-    """How far labels move along their own direction, and along those of others: means, their ratio, and each label."""
-    target = effect.diagonal()  # [K]
-    others = (effect.abs().sum(dim=1) - target.abs()) / (len(names) - 1)  # [K]
-    row = {key: round(values.mean().item(), 4) for key, values in (("target", target), ("others", others))}
-    pairs = zip(names, target.tolist(), others.tolist(), strict=True)
-    each = {name: {"target": round(t, 4), "others": round(o, 4)} for name, t, o in pairs}
-    return row | {"ratio": round(row["target"] / row["others"], 2), "labels": each}
+def reader(checkpoints: str, images: str, G: Generator, count: int, names: list[str]) -> Callable[[Tensor], Tensor]:
+    """What reads labels off images, [N, 3, R, R] -> [N, K], 0 without the label and 1 with it: the classifier of the
+    checkpoints, where there is one; else, as of photographs, probes that learn from the first of a zip."""
+    path = Path(checkpoints, "classifier.safetensors")
+    if path.exists():
+        network = load_classifier(path, G.const.device)
+        return lambda x: network.chances(x, names)
+    x, labels, _ = labelled(images, G, count)
+    return Probes.fit(x, labels)
+
+
+@torch.no_grad()
+def samples(G: Generator, read: Callable[[Tensor], Tensor], count: int, seed: int) -> tuple[Code, Tensor]:
+    """Codes of the generator's own images, and the labels that are read off these: Code of N, bool [N, K]."""
+    z = torch.randn(count, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.const.device)
+    codes = Code(G.mapping(z))
+    return codes, torch.cat([read(G(part)) > 0.5 for part in (codes[i : i + 50] for i in range(0, count, 50))])
+
+
+def readings(
+    read: Callable[[Tensor], Tensor], G: Generator, base: Code, directions: Code, amount: float = 3.0
+) -> Tensor:
+    """The labels of N codes moved along each of D directions, by −amount, 0 and amount standard deviations:
+    [D, 3, N, K]."""
+    rows = [[read(draw(move(base, d, a), G)) for a in (-amount, 0.0, amount)] for d in directions]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def effect_row(read: Tensor, names: list[str]) -> dict:
+    """From `readings` of as many directions as labels: how far labels move along their own direction ("target") and
+    along those of others, from one end to the other, with standard errors over images; the ratio of the two; the share
+    of other labels that stay on their side ("kept"); and each label."""
+    change = (read[:, 2] - read[:, 0]).transpose(1, 2).cpu()  # [K, K, N], along and of
+    own = torch.eye(len(names), dtype=torch.bool)
+    row = {}
+    for key, values in (("target", change[own]), ("others", change[~own].abs())):  # [K, N], [K(K − 1), N]
+        each = values.mean(dim=0)  # [N]
+        row |= {key: round(each.mean().item(), 4), f"{key}_se": round((each.std() / len(each) ** 0.5).item(), 4)}
+    stay = ((read[:, [0, 2]] > 0.5) == (read[:, 1:2] > 0.5)).float().mean(dim=(1, 2)).cpu()  # [K, K]
+    row |= {"ratio": round(row["target"] / row["others"], 2), "kept": round(stay[~own].mean().item(), 4)}
+    means = change.mean(dim=2)  # [K, K]
+    others = (means.abs().sum(dim=1) - means.diagonal().abs()) / (len(names) - 1)
+    pairs = zip(names, means.diagonal().tolist(), others.tolist(), strict=True)
+    return row | {"labels": {name: {"target": round(t, 4), "others": round(o, 4)} for name, t, o in pairs}}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -129,6 +166,12 @@ class Classifier(nn.Module):
         """[N, 3, R, R] in [−1, 1] -> {attribute: logits [N, options]}."""
         logits = self.heads(self.features(x)).split([len(values) for values in self.options.values()], dim=1)
         return dict(zip(self.options, logits, strict=True))
+
+    def chances(self, x: Tensor, names: list[str]) -> Tensor:
+        """How likely each image has labels of `COLUMNS`: [N, K]."""
+        chance = {name: logits.softmax(dim=1) for name, logits in self(x.clamp(-1, 1)).items()}
+        true = [(chance[column], self.options[column], values.split()) for column, values in map(COLUMNS.get, names)]
+        return torch.stack([p[:, [value in values for value in options]].sum(dim=1) for p, options, values in true], 1)
 
     def read(self, x: Tensor) -> list[dict[str, str]]:
         """The attributes of each image."""
@@ -187,4 +230,5 @@ if __name__ == "__main__":
     parser.add_argument("--data", required=True, help="zip of avatars with their labels")
     parser.add_argument("--out", required=True, help="safetensors file to write")
     arguments = parser.parse_args()
+    keep_memory()
     train_classifier(arguments.data, arguments.out)

@@ -1,76 +1,102 @@
 """Blends and customised edits, measured against their true results.
 
-    python -m study.edits --data data/avatars-64 --checkpoints checkpoints/avatars-64 --results results
+    python -m study.edits --data data/avatars-128 --checkpoints checkpoints/avatars-128 --results results
 
 writes tables/editing.*, tables/editing_ablation.* and metrics/editing.json. Notebooks 04, 05 and 11 show some of it on
-few images, by the functions here. Whatever is chosen is so on odd targets and even triples, and measured on the others.
+few images, by the functions here. Whatever is chosen is so on odd targets, or on two of four triples, and measured on
+the others; at each number of steps on the same images, by every method.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from padinv.files.checkpoints import load_encoder, load_generator
 from padinv.images.datasets import to_float
-from padinv.inversion.editing import Edit, analogy, blend, customize
+from padinv.inversion.editing import Edit, analogy, blend
 from padinv.inversion.optimise import draw, invert
 from padinv.measure.lpips import check_images, lpips
 from padinv.model.codes import Code
 from padinv.model.encoder import Encoder
 from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, write_json
+from padinv.ops import take_ring
 from study import tables
 from study.sets import blending_set, editing_set
 
-METHODS = {  # k: steps of refinement
-    "nothing": "the target (of a blend: the contour), inverted by PadInv",
-    "nothing+{k}": "refined",
-    "psp": "W+ only: the offset of the pair's pSp codes",
-    "padinv": "padinv.customize: offset in P; padinv.blend",
-    "padinv-w": "offset in W+, P kept",
-    "padinv-wp": "offset in both",
-    "padinv+{k}": "target or contour refined",
-    "drawn": "padinv.analogy, inverted by PadInv",
-    "drawn+{k}": "and refined in W+ & P",
-    "psp-drawn+{k}": "the same drawing, inverted by pSp, refined in W+",
+ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split")  # of a folder those that it has
+PAINTERS = ENCODERS[:3]  # invert drawings and copies too
+PLAIN = ("W+", "P", "W+ & P")  # formulas of offsets that the table has of every encoder, beside its best
+STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
+MORE_PAIRS = 4  # of an edit, where several are averaged
+TASKS = {"inside": "edits inside", "outside": "edits outside", "blend": "blends"}  # beside single edits
+REGIONS = ("lpips_changed", "lpips_kept", "lpips_all")  # columns of pages
+METHODS = {
+    "nothing": "the target, or of a blend the contour, inverted",
+    "mix": "w of the pair's `after`, from the target's code the others and P; of a blend the w of the details",
+    "offset": "the offset of the pair's codes, in some parts",
+    "copied": "what the pair changes, pasted into the target, then inverted",
+    "drawn": "padinv.analogy, inverted",
     "drawing": "the drawing, not inverted",
-    "mix": "pSp, W+ of the details from the best cut on",
-    "mix-plain": "likewise, with P of the contour, plain PadInv",
-    "mix-padinv": "likewise, the encoder to edit with",
+    "blend": "padinv.blend: P of the contour, W+ of the details",
     "interpolation": "half way between the codes",
-    "plain": "P of the contour, W+ of the details, plain PadInv",
 }
 
 
-def networks(folder: str | Path, encoder: str, device: torch.device | str) -> tuple[Generator, dict[str, Encoder]]:
-    """The generator, and the encoders "psp", "padinv" and, to edit with, "edit", which is the one called `encoder`."""
-    names = {"psp": "psp", "padinv": "padinv", "edit": encoder}
+class Way(NamedTuple):
+    """A row of the table."""
+
+    method: str  # of METHODS
+    encoder: str = ""
+    part: str = ""  # of the code
+    steps: int = 0  # of refinement, of the image that is edited
+
+
+def networks(folder: str | Path, device: torch.device | str, names: Sequence[str] = ENCODERS):
+    """The generator, and the encoders of these names that the folder has: (Generator, {name: Encoder})."""
     G = load_generator(f"{folder}/generator.safetensors", device)
-    return G, {key: load_encoder(f"{folder}/{name}.safetensors", device) for key, name in names.items()}
-
-
-def every_second(roles: dict[str, Tensor], first: int, count: int) -> dict[str, Tensor]:
-    """Of uint8 images by role every second from `first` on, as floats; a pair is shared."""
-    return {role: to_float(x if len(x) == 1 else x[first::2][:count]) for role, x in roles.items()}
+    there = {name: path for name in names if (path := Path(folder, f"{name}.safetensors")).exists()}
+    return G, {name: load_encoder(path, device) for name, path in there.items()}
 
 
 def triples(data: str, G: Generator, n_choice: int, n_kept: int) -> list[dict[str, Tensor]]:
-    """Blends to choose on and to measure on: {"a", "b", "truth": [N, 3, R, R]} each."""
-    roles = {role: x.to(G.const.device) for role, x in blending_set(f"{data}/blending.zip", G.resolution).items()}
-    return [every_second(roles, first, count) for first, count in ((0, n_choice), (1, n_kept))]
+    """Blends to choose on and to measure on, of both kinds in turns: {"a", "b", "truth": [N, 3, R, R]} each."""
+    roles = {
+        role: to_float(x).to(G.const.device) for role, x in blending_set(f"{data}/blending.zip", G.resolution).items()
+    }
+    second = torch.arange(len(roles["a"])) % 4 > 1
+    return [{role: x[chosen][:count] for role, x in roles.items()}
+            for chosen, count in ((~second, n_choice), (second, n_kept))]  # fmt: skip
 
 
-def targets(data: str, G: Generator, n_choice: int, n_kept: int) -> list[dict[str, dict[str, Tensor]]]:
-    """Edits to choose on and to measure on: {edit: {"before", "after", "targets", "truths"}} each, of [N, 3, R, R]."""
-    sets = {edit: {role: x.to(G.const.device) for role, x in roles.items()}
-            for edit, roles in editing_set(f"{data}/editing.zip", G.resolution).items()}  # fmt: skip
-    return [{edit: every_second(roles, first, count) for edit, roles in sets.items()}
-            for first, count in ((1, n_choice), (0, n_kept))]  # fmt: skip
+def targets(
+    data: str, G: Generator, n_choice: int, n_kept: int, n_edits: int = 6
+) -> list[dict[str, dict[str, Tensor]]]:
+    """Edits to choose on and to measure on, the first of each domain: {edit: {"before", "after", "targets", "truths"}}
+    each, of [N, 3, R, R]; those to choose on have more pairs, "more_before" and "more_after"."""
+    sets = editing_set(f"{data}/editing.zip", G.resolution)
+    names = [edit for kind in ("inside", "outside") for edit in [e for e in sets if domain(e) == kind][:n_edits]]
+    choice, kept = {}, {}
+    for edit in names:
+        roles = {role: to_float(x).to(G.const.device) for role, x in sets[edit].items()}
+        pair = {role: roles.pop(role) for role in ("before", "after")}
+        choice[edit] = pair | {role: x[1::2][:n_choice] for role, x in roles.items()}
+        kept[edit] = pair | {role: x[0::2][:n_kept] for role, x in roles.items()}
+        for role, more in (("targets", "more_before"), ("truths", "more_after")):
+            choice[edit][more] = roles[role][1::2][n_choice : n_choice + MORE_PAIRS]
+    return [choice, kept]
+
+
+def domain(edit: str) -> str:
+    """Whether the generator knows what an edit adds."""
+    return "outside" if edit.endswith("_outside") else "inside"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -87,87 +113,134 @@ def every_cut(G: Generator, contour: Code, details: Code, truth: Tensor) -> list
     return [distance(draw(mix(contour, details, cut), G), truth) for cut in range(G.num_ws)]
 
 
-def blends(
-    G: Generator, E: dict[str, Encoder], choice: dict[str, Tensor], kept: dict[str, Tensor], steps: int
-) -> dict[str, Code]:
-    """Codes of the blends of `kept` by each method; style mixing cuts where it is best on `choice`."""
-    pairs = {m: [[invert(x[role], E[m], G, batch=50) for role in "ab"] for x in (choice, kept)] for m in E}
+def at_both(encoder: str, x: Code, sharp: Code, codes: dict[tuple[str, str], Code], steps: int) -> dict[Way, Code]:
+    """Edited codes by (method, part), and the same edits of refined codes: `sharp` are those of x."""
     found = {}
-    for method, name in (("psp", "mix"), ("padinv", "mix-plain"), ("edit", "mix-padinv")):
-        chosen, measured = pairs[method]
-        curve = every_cut(G, *chosen, choice["truth"])
-        found[name] = mix(*measured, cut=curve.index(min(curve)))
-    a, b = pairs["edit"][1]
-    mine, sharp = blend(a, b), invert(kept["a"], E["edit"], G, steps=steps)
-    return found | {
-        "nothing": a,
-        "interpolation": 0.5 * (a + b),
-        "plain": blend(*pairs["padinv"][1]),
-        "padinv": mine,
-        f"padinv+{steps}": sharp + (mine - a),
-    }
-
-
-def offsets(G: Generator, E: dict[str, Encoder], roles: dict[str, Tensor], steps: int) -> dict[str, Code]:
-    """Codes of the targets of one edit, with the offset that its pair defines, by each method."""
-    psp, mine = (
-        {role: invert(roles[role], E[m], G) for role in ("targets", "before", "after")} for m in ("psp", "edit")
-    )
-    x, *pair = mine.values()
-    sharp = invert(roles["targets"], E["edit"], G, steps=steps)
-    return {
-        "nothing": x,
-        "psp": customize(*psp.values()),
-        "padinv": customize(x, *pair),
-        "padinv-w": Edit.between(*pair, w=1, const=0, rings=0)(x),
-        "padinv-wp": Edit.between(*pair, w=1)(x),
-        f"nothing+{steps}": sharp,
-        f"padinv+{steps}": customize(sharp, *pair),
-    }
-
-
-def drawings(G: Generator, E: dict[str, Encoder], roles: dict[str, Tensor], steps: int) -> dict[str, Code | Tensor]:
-    """Codes of the targets of one edit, drawn into them and inverted, by each method; and the drawings themselves."""
-    x = analogy(roles["targets"], roles["before"], roles["after"])
-    return {
-        "drawn": invert(x, E["edit"], G),
-        f"psp-drawn+{steps}": invert(x, E["psp"], G, steps=steps, space="w+"),
-        f"drawn+{steps}": invert(x, E["edit"], G, steps=steps),
-        "drawing": x,
-    }
-
-
-def places(G: Generator, E: Encoder, roles: dict[str, Tensor], steps: int) -> dict[str, Code]:
-    """Where an edit belongs: codes of the targets of one edit, by its offset in parts of W+ & P, cut to where it is
-    large, between refined codes, and averaged from true pairs, which no method knows; and by copying and drawing."""
-    codes = {role: invert(x, E, G) for role, x in roles.items()}
-    fine = {role: invert(roles[role], E, G, steps=steps) for role in ("targets", "before", "after")}
-    (x, *pair), (sharp, *sharp_pair) = ([c[role] for role in ("targets", "before", "after")] for c in (codes, fine))
-    early = [float(i < G.num_ws // 2) for i in range(G.num_ws)]
-    coarse = [float(i < 2) for i in range(len(x.p.rings))]
-    parts = {"W+": (1, 0, 0), "W+, first half": (early, 0, 0), "W+ & P": (1, 1, 1), "P": (0, 1, 1),
-             "constant": (0, 1, 0), "rings": (0, 0, 1), "constant, rings 4² and 8²": (0, 1, coarse)}  # fmt: skip
-    plain, refined = Edit.between(*pair), Edit.between(*sharp_pair)
-    found = {"nothing": x}
-    found |= {name: Edit.between(*pair, w=w, const=c, rings=r)(x) for name, (w, c, r) in parts.items()}
-    found["P, strength 0.7"] = plain(x, 0.7)
-    found |= {f"P, where it exceeds {share:.0%}": where_large(plain, share)(x) for share in (0.2, 0.5)}
-    found["P, refined pair"] = refined(x)
-    found["nothing, refined targets"] = sharp
-    found["P, refined targets"] = plain(sharp)
-    found["P, all refined"] = refined(sharp)
-    found["constant offset of the true pairs"] = Edit.between(x, codes["truths"], w=1)(x)
-    copied = torch.where(roles["before"] != roles["after"], roles["after"], roles["targets"])
-    found["copied, then inverted"] = invert(copied, E, G)
-    found["drawn, then inverted"] = invert(analogy(roles["targets"], roles["before"], roles["after"]), E, G)
+    for (method, part), code in codes.items():
+        found[Way(method, encoder, part)] = code
+        found[Way(method, encoder, part, steps)] = sharp + (code - x)
     return found
 
 
-def where_large(edit: Edit, share: float) -> Edit:
-    """The edit at those positions of each map where it exceeds a share of its largest difference there."""
-    norms = [t.norm(dim=1, keepdim=True) for t in edit.offset.tensors]
-    keep = iter([norm > share * norm.amax() for norm in norms])
-    return Edit(edit.offset.map(lambda t: t * next(keep)), edit.name)
+def blends(
+    G: Generator, E: dict[str, Encoder], choice: dict[str, Tensor], kept: dict[str, Tensor], steps: int
+) -> dict[Way, Code]:
+    """Codes of the blends of `kept` by each method; style mixing cuts where it is best on `choice`."""
+    found = {}
+    for name, encoder in E.items():
+        (one, other), (a, b) = ([invert(x[role], encoder, G) for role in "ab"] for x in (choice, kept))
+        curve = every_cut(G, one, other, choice["truth"])
+        cut = curve.index(min(curve))
+        codes = {("nothing", ""): a, ("interpolation", ""): 0.5 * (a + b), ("mix", f"w from {cut} on"): mix(a, b, cut)}
+        if a.p is not None:
+            codes["blend", ""] = blend(a, b)
+        found |= at_both(name, a, invert(kept["a"], encoder, G, steps=steps), codes, steps)
+    return found
+
+
+def where(roles: dict[str, Tensor]) -> Tensor:
+    """The pixels that a pair changes: bool [1, 1, R, R]."""
+    return (roles["before"] != roles["after"]).any(dim=1, keepdim=True)
+
+
+def local(edit: Edit, changed: Tensor) -> Edit:
+    """The edit with its P only where the pair's images differ, bool [1, 1, R, R]; W+, which has no place, is whole."""
+
+    def kept(t: Tensor) -> Tensor:
+        if t.ndim == 4:  # the constant, the interior: [1, C, r, r]
+            return t * F.adaptive_max_pool2d(changed.to(t), t.shape[-1])
+        near = F.adaptive_max_pool2d(changed.to(t), t.shape[-1] // 4 - 1)  # a ring: [1, C, 4(r + 1)]
+        return t * take_ring(F.pad(near, (1,) * 4, mode="replicate"))
+
+    return Edit(Code(edit.offset.w, edit.offset.p.map(kept)), edit.name)
+
+
+def formulas(before: Code, after: Code, changed: Tensor) -> dict[str, Edit]:
+    """Edits that a pair's codes define, by the part of the code that they are in: as they are, with P only where the
+    pair's images differ, and each at several strengths. Names are those of the tables."""
+    half = [float(i < before.w.shape[1] // 2) for i in range(before.w.shape[1])]
+    kept = {"const": 0, "rings": 0, "interior": 0}
+    parts = {"W+": {"w": 1} | kept, "half of W+": {"w": half} | kept}
+    if before.p is not None:
+        parts |= {"P": {"w": 0}, "W+ & P": {"w": 1}, "half of W+ & P": {"w": half}}
+        if before.p.interior is not None:
+            parts["W+ & P without interior"] = {"w": 1, "interior": 0}
+    found = {part: Edit.between(before, after, part, **shares) for part, shares in parts.items()}
+    found |= {f"{part} where the pair differs": local(edit, changed) for part, edit in found.items() if "P" in part}
+    return found | {f"{part} × {s}": s * edit for part, edit in found.items() for s in STRENGTHS}
+
+
+def tried(G: Generator, name: str, E: Encoder, roles: dict[str, Tensor], steps: int) -> dict[str, Code]:
+    """Codes of the targets of one edit, by every formula, and by offsets of other pairs: of several true ones, of
+    refined codes, and of the targets' own true results, which no method knows."""
+    codes = {role: invert(x, E, G) for role, x in roles.items() if len(x)}
+    x, pair = codes["targets"], [codes["before"], codes["after"]]
+    found = {"nothing": x} | {part: edit(x) for part, edit in formulas(*pair, where(roles)).items()}
+    whole = "W+" if x.p is None else "W+ & P"
+    if "more_before" in codes:
+        several = (Code.cat([c, codes[f"more_{role}"]]) for role, c in zip(("before", "after"), pair, strict=True))
+        found[f"{whole}, {1 + MORE_PAIRS} pairs"] = Edit.between(*several, w=1)(x)
+    fine = (invert(roles[role], E, G, steps=steps) for role in ("before", "after"))
+    found[f"{whole}, refined pair"] = Edit.between(*fine, w=1)(x)
+    found[f"{whole}, the true pairs"] = Edit.between(x, codes["truths"], w=1)(x)
+    if name == "psp":
+        found |= {f"mix, the target's w from {cut}": mix(pair[1], x, cut) for cut in range(1, G.num_ws)}
+    return found
+
+
+def choose(G: Generator, E: dict[str, Encoder], sets: dict[str, dict[str, Tensor]], steps: int):
+    """Every formula of every encoder, and which is the best: the lowest mean LPIPS in all pixels.
+
+    Returns:
+        {encoder: formula, "mix": cut}, and lines of a table, by domain, encoder and part.
+    """
+    lines, chosen = [], {}
+    for name, encoder in E.items():
+        found = {}
+        for edit, roles in tqdm(sets.items(), f"formulas of {name}"):
+            codes = tried(G, name, encoder, roles, steps)
+            truth, source = (torch.cat([roles[role]] * len(codes)) for role in ("truths", "targets"))
+            values = by_region(draw(Code.cat(list(codes.values())), G), truth, source)
+            values = {key: value.chunk(len(codes)) for key, value in values.items()}
+            for i, part in enumerate(codes):
+                one = {key: value[i] for key, value in values.items()}
+                found.setdefault(part, {}).setdefault(domain(edit), []).append(one)
+        mine = [{"task": task, "encoder": name, "part": part} | means(several)
+                for part, by_task in found.items() for task, several in by_task.items()]  # fmt: skip
+        every = {part: means(sum(by_task.values(), []))["lpips_all"] for part, by_task in found.items()}
+        mixed = {part: value for part, value in every.items() if part.startswith("mix")}
+        fair = {part: value for part, value in every.items() if "," not in part and part != "nothing"}  # one pair
+        chosen[name] = min(fair, key=fair.get)
+        if mixed:
+            chosen["mix"] = min(mixed, key=mixed.get)
+        lines += [line | {"chosen": line["part"] in (chosen[name], chosen.get("mix"))} for line in mine]
+    return chosen, lines
+
+
+def offsets(
+    G: Generator, E: dict[str, Encoder], roles: dict[str, Tensor], chosen: dict[str, str], steps: int
+) -> dict[Way, Code]:
+    """Codes of the targets of one edit, untouched and with what its pair defines, by each method and encoder."""
+    found = {}
+    for name, encoder in E.items():
+        x, *pair = (invert(roles[role], encoder, G) for role in ("targets", "before", "after"))
+        ways = formulas(*pair, where(roles))
+        parts = dict.fromkeys((*(part for part in PLAIN if part in ways), chosen[name]))
+        codes = {("nothing", ""): x} | {("offset", part): ways[part](x) for part in parts}
+        if name == "psp":
+            part = chosen["mix"]
+            codes["mix", part.removeprefix("mix, ")] = mix(pair[1], x, cut=int(part.split()[-1]))
+        found |= at_both(name, x, invert(roles["targets"], encoder, G, steps=steps), codes, steps)
+    return found
+
+
+def painted(G: Generator, E: dict[str, Encoder], roles: dict[str, Tensor], steps: int) -> dict[Way, Code | Tensor]:
+    """Codes of the targets of one edit, copied or drawn into them and then inverted; and the drawings themselves."""
+    drawing = analogy(roles["targets"], roles["before"], roles["after"])
+    images = {"copied": torch.where(where(roles), roles["after"], roles["targets"]), "drawn": drawing}
+    inverted = {Way(method, name, "", k): invert(x, encoder, G, steps=k) for name, encoder in E.items()
+                if name in PAINTERS for method, x in images.items() for k in (0, steps)}  # fmt: skip
+    return inverted | {Way("drawing"): drawing}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,18 +254,19 @@ def distance(y: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def by_region(y: Tensor, truth: Tensor, source: Tensor) -> dict[str, dict[str, Tensor]]:
+def by_region(y: Tensor, truth: Tensor, source: Tensor, vgg: bool = False) -> dict[str, Tensor]:
     """Distances of edited images from the true results, in the pixels that should change and in those that should not.
 
     Args:
         y: edited images [N, 3, R, R] in [−1, 1]; overshoot is clamped.
         truth: their true results.
         source: the images before the edit. A pixel should change where truth and source differ at all.
+        vgg: whether to measure LPIPS-VGG of the whole image too.
 
     Returns:
-        {"all" | "changed" | "kept": {"mse", "lpips_alex": [N] on the CPU}}: the mean square over the pixels of the
-        region; and LPIPS between the truth and y inside the region with the truth around it, so that only the region
-        can differ. Both are 0 where the region is empty.
+        {"lpips_all", "lpips_changed", "lpips_kept", "mse_all", …: [N] on the CPU}: the mean square over the pixels of
+        the region; and LPIPS-Alex between the truth and y inside the region with the truth around it, so that only the
+        region can differ. Both are 0 where the region is empty. "vgg_all": LPIPS-VGG.
 
     Raises:
         TypeError, ValueError: not images, or of different shapes.
@@ -204,102 +278,129 @@ def by_region(y: Tensor, truth: Tensor, source: Tensor) -> dict[str, dict[str, T
     perceptual, found = lpips("alex", y.device), {}
     for part, true, old in zip(y.clamp(-1, 1).split(64), truth.split(64), source.split(64), strict=True):
         features, changed = perceptual.features(true), (true != old).any(dim=1, keepdim=True)  # [n, 1, R, R]
-        for region, where in {"all": torch.ones_like(changed), "changed": changed, "kept": ~changed}.items():
-            inside = torch.where(where, part, true)
-            pixels = 3 * where.sum(dim=(1, 2, 3)).clamp_min(1)
-            values = found.setdefault(region, {"mse": [], "lpips_alex": []})
-            values["mse"].append((inside - true).square().sum(dim=(1, 2, 3)) / pixels)
-            values["lpips_alex"].append(perceptual.distance(perceptual.features(inside), features))
-    return {region: {key: torch.cat(v).cpu() for key, v in values.items()} for region, values in found.items()}
+        for region, inside in {"all": torch.ones_like(changed), "changed": changed, "kept": ~changed}.items():
+            composed = torch.where(inside, part, true)
+            pixels = 3 * inside.sum(dim=(1, 2, 3)).clamp_min(1)
+            values = {"lpips": perceptual.distance(perceptual.features(composed), features),
+                      "mse": (composed - true).square().sum(dim=(1, 2, 3)) / pixels}  # fmt: skip
+            for key, value in values.items():
+                found.setdefault(f"{key}_{region}", []).append(value)
+        if vgg:
+            found.setdefault("vgg_all", []).append(lpips("vgg", y.device)(part, true))
+    return {key: torch.cat(values).cpu() for key, values in found.items()}
 
 
-def region_rows(task: str, method: str, y: Tensor, truth: Tensor, source: Tensor) -> list[dict]:
-    """Means of `by_region` as rows of results/metrics/editing.json."""
-    found = by_region(y, truth, source)
-    means = {region: {key: round(v.double().mean().item(), 6) for key, v in found[region].items()} for region in found}
-    return [{"task": task, "method": method, "region": r, **means[r], "n_images": len(y)} for r in means]
+def means(several: Sequence[dict[str, Tensor]]) -> dict:
+    """Means over all images of several `by_region`, each with its standard error ("…_se"), and their number."""
+    line = {}
+    for key in several[0]:
+        values = torch.cat([found[key] for found in several]).double()
+        line[key] = round(values.mean().item(), 6)
+        line[f"{key}_se"] = round((values.std(correction=0) / max(len(values) - 1, 1) ** 0.5).item(), 6)
+    return line | {"n_images": len(values)}
 
 
-def mean_rows(task: str, several: Sequence[list[dict]]) -> list[dict]:
-    """One row of each region, the means over several tasks' `region_rows` of one method."""
-    return [
-        {**same[0], "task": task, "n_images": sum(row["n_images"] for row in same)}
-        | {key: round(sum(row[key] for row in same) / len(same), 6) for key in ("mse", "lpips_alex")}
-        for same in zip(*several, strict=True)
-    ]
-
-
-def measure(G: Generator, found: dict[str, dict[str, Code | Tensor]], sets: dict[str, dict[str, Tensor]]) -> list[dict]:
-    """Rows of each method's {edit: {method: codes or images}}: the means over the edits as task "edits", then each."""
-    rows = []
-    for method in next(iter(found.values())):
-        each = []
+def measure(
+    G: Generator, found: dict[str, dict[Way, Code | Tensor]], sets: dict[str, dict[str, Tensor]], vgg: bool = False
+) -> list[dict]:
+    """Lines of each way of {edit: {way: codes or images}}: over the edits of a domain as task "inside" or "outside",
+    then of each edit."""
+    lines = []
+    for way in next(iter(found.values())):
+        values = {}
         for edit, roles in sets.items():
-            y = found[edit][method]
+            y = found[edit][way]
             y = y if isinstance(y, Tensor) else draw(y, G)
-            each.append(region_rows(edit, method, y, roles["truths"], roles["targets"]))
-        rows += sum([mean_rows("edits", each), *each], [])
-    return rows
+            values[edit] = by_region(y, roles["truths"], roles["targets"], vgg)
+        tasks = {task: [v for edit, v in values.items() if domain(edit) == task] for task in ("inside", "outside")}
+        tasks |= {edit: [v] for edit, v in values.items()}
+        lines += [{"task": task, **way._asdict()} | means(several) for task, several in tasks.items() if several]
+    return lines
 
 
-def wide(rows: Sequence[dict]) -> list[dict]:
-    """One line for each task and method, with a column for each region."""
-    lines = {}
-    for row in rows:
-        line = {key: row[key] for key in ("task", "method", "n_images")}
-        line = lines.setdefault((row["task"], row["method"]), line)
-        line |= {f"{key.split('_')[0]}_{row['region']}": row[key] for key in ("lpips_alex", "mse")}
-    return list(lines.values())
+def beside(
+    lines: Sequence[dict], over: str, keys: Sequence[str], columns: Sequence[str]
+) -> tuple[list[dict], list[str]]:
+    """Rows and columns of a page: a row for each value of `keys`, and in it for each value of `over` the columns, as
+    mean ± standard error."""
+    rows, names = {}, list(keys)
+    for line in lines:
+        row = rows.setdefault(tuple(line[key] for key in keys), {key: line[key] for key in keys})
+        for column in (c for c in columns if c in line):
+            name = f"{column}, {line[over]}" + (" steps" if over == "steps" else "")
+            row[name] = f"{line[column]:.4f} ± {line[f'{column}_se']:.4f}"
+            names += [name] if name not in names else []
+    return list(rows.values()), names
 
 
-def write(data: str, checkpoints: str, results: str, encoder: str, settings: dict) -> None:
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def write_ablation(path: str, lines: list[dict], n: int) -> None:
+    """The formulas that were tried: all in the CSV, those of strength 1 and the best on the page."""
+    few = [line for line in lines if line["chosen"] or not ("×" in line["part"] or line["part"].startswith("mix"))]
+    rows, names = beside(few, "task", ("encoder", "part", "chosen"), REGIONS)
+    note = (f"{n} odd targets of each edit, one pass of the encoder; LPIPS v0.1, AlexNet, mean ± standard error. "
+            "`chosen`: of one pair as it is, the lowest lpips_all over all edits.")  # fmt: skip
+    tables.write_table(path, [row | {"chosen": "yes" if row["chosen"] else ""} for row in rows], names, note,
+                       whole=(lines, list(lines[0])))  # fmt: skip
+
+
+def write_table(path: str, lines: list[dict], chosen: dict[str, str], note: str) -> None:
+    """Every line in the CSV. On the page edits inside and outside the generator's domain and blends, a table each, with
+    one pass beside steps; of offsets those of pSp and PadInv, and the best of the other encoders."""
+    few = [line for line in lines if line["method"] != "offset" or line["encoder"] in ENCODERS[:2]
+           or line["part"] == chosen[line["encoder"]]]  # fmt: skip
+    pages = []
+    for task in dict.fromkeys(line["task"] for line in lines if line["task"] in TASKS):
+        some = [line | {TASKS[task]: line["method"]} for line in few if line["task"] == task]
+        pages.append(beside(some, "steps", (TASKS[task], "encoder", "part"), REGIONS))
+    columns = dict.fromkeys(key for line in lines for key in line)
+    below = (tables.markdown_table(*page) for page in pages[1:])
+    tables.write_table(path, *pages[0], *below, note, whole=(lines, list(columns)))
+
+
+def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
     """Measure everything, and write the tables and metrics.
 
     Args:
         data: folder of blending.zip and editing.zip.
         checkpoints: folder of the networks.
         results: folder of tables/ and metrics/.
-        encoder: name of the one to edit with.
         settings: section `customized_editing` of params.yaml.
     """
     device, k = "cuda" if torch.cuda.is_available() else "cpu", settings["refine_steps"]
-    G, E = networks(checkpoints, encoder, device)
+    G, E = networks(checkpoints, device)
     choice, kept = targets(data, G, settings["n_choice"], settings["n_targets"])
-    found = {edit: places(G, E["edit"], roles, k) for edit, roles in tqdm(choice.items(), "where edits belong")}
-    lines = [line | {"edit": line["method"]} for line in wide(measure(G, found, choice)) if line["task"] == "edits"]
-    columns = ["edit", "lpips_changed", "lpips_kept", "lpips_all", "mse_changed", "mse_kept", "n_images"]
-    tables.write_table(f"{results}/tables/editing_ablation", lines, columns)
+    chosen, lines = choose(G, E, choice, k)
+    write_ablation(f"{results}/tables/editing_ablation", lines, settings["n_choice"])
 
+    found = {edit: offsets(G, E, roles, chosen, k) | painted(G, E, roles, k)
+             for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
+    lines = measure(G, found, kept, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])
-    rows = [region_rows("blend", method, draw(code, G), x["truth"], x["a"])[0]
-            for method, code in blends(G, E, other, x, k).items()]  # fmt: skip
-    found = {edit: offsets(G, E, roles, k) | drawings(G, E, roles, k) for edit, roles in tqdm(kept.items(), "edits")}
-    rows += measure(G, found, kept)
+    for way, code in blends(G, E, other, x, k).items():
+        values = by_region(draw(code, G), x["truth"], x["a"], settings["vgg"])
+        whole = {key: value for key, value in values.items() if key.endswith("all")}
+        lines.append({"task": "blend", **way._asdict()} | means([whole]))
+    note = (f"Even targets ({settings['n_targets']} of each edit), {settings['n_triples']} triples of "
+            f"{Path(data).name.split('-')[0]} at {G.resolution}²; LPIPS v0.1, AlexNet, mean ± standard error. Choices "
+            f"were made on others. Steps refine the image that is edited, by all methods; `{k} steps` compares with no "
+            "other column. Methods: editing.json.")  # fmt: skip
+    write_table(f"{results}/tables/editing", lines, chosen, note)
 
-    names = ("generator", "psp", "padinv", encoder)
-    head = tables.protocol(
-        0, G.resolution, "", device, {name: file_hash(f"{checkpoints}/{name}.safetensors") for name in names}
-    )
-    head = {key: head[key] for key in ("resolution", "image_range", "lpips_alex", "device", "packages", "checkpoints")}
-    head |= {
-        "methods": {name.format(k=k): text for name, text in METHODS.items()},
-        "encoder": encoder,
-        "refinement": f"+{k}: steps of padinv.invert",
+    hashes = {name: file_hash(f"{checkpoints}/{name}.safetensors") for name in ("generator", *E)}
+    head = tables.protocol(0, G.resolution, "", device, hashes)
+    names = ("resolution", "image_range", "lpips_alex", "lpips_vgg", "device", "packages", "checkpoints")
+    head = {key: head[key] for key in names} | {
+        "methods": METHODS,
+        "chosen": chosen,
         "regions": "changed: pixels where truth and source differ; kept: the others. LPIPS: true pixels around them",
-        "choices": "on odd targets and even triples; these are the even targets and odd triples",
+        "choices": "on odd targets and other triples: the lowest lpips_all",
     }
+    rows = [line for line in lines if line["task"] in TASKS]
     write_json(f"{results}/metrics/editing.json", {"protocol": head, "rows": rows})
-
-    few = ("nothing", "psp", "padinv", f"drawn+{k}")  # of single edits; the JSON has all
-    lines = [line for line in wide(rows) if line["task"] in ("blend", "edits") or line["method"] in few]
-    lines.sort(key=lambda line: ("blend", "edits", *kept).index(line["task"]))
-    columns = ["task", "method", *(f"{key}_{r}" for key in ("lpips", "mse") for r in ("changed", "kept", "all"))]
-    note = (
-        f"Even targets ({settings['n_targets']} of each edit) and odd triples of {Path(data).name.split('-')[0]} at "
-        f"{G.resolution}²; LPIPS v0.1, AlexNet. Choices were made on the others. `+{k}`: steps of refinement. Methods: "
-        "editing.json."
-    )
-    tables.write_table(f"{results}/tables/editing", lines, [*columns, "n_images"], note)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -307,14 +408,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder of blending.zip and editing.zip")
     parser.add_argument("--checkpoints", required=True, help="folder of the generator and the encoders")
     parser.add_argument("--results", required=True, help="folder for tables/ and metrics/")
-    parser.add_argument("--encoder", default="padinv-split", help="to edit with (default: %(default)s)")
     parser.add_argument("--params", default="params.yaml", help="parameters (default: %(default)s)")
     args = parser.parse_args(arguments)
     import yaml
 
     try:
         settings = yaml.safe_load(Path(args.params).read_text())["customized_editing"]
-        write(args.data, args.checkpoints, args.results, args.encoder, settings)
+        write(args.data, args.checkpoints, args.results, settings)
     except (ValueError, OSError) as error:
         sys.exit(f"study.edits: {error}")
 

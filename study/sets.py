@@ -208,6 +208,8 @@ def main() -> None:
             return write_photos(args.photos, args.out, args.resolution, args.test)
         except (ValueError, OSError) as error:
             sys.exit(f"study.sets: {error}")
+    if args.sha256 and len(args.parts) > 1:
+        parser.error("--sha256: is of one part; name it with --parts")
     for part in args.parts:
         path = Path(args.out) / f"{part}.zip"
         if args.sha256 and path.exists() and file_hash(path) == args.sha256:

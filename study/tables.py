@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from padinv.model.tensors import atomic_write
 
@@ -49,13 +50,13 @@ def device_name(device: torch.device | str) -> str:
 # Files
 
 
-def protocol(n_images: int, resolution: int, frechet: str, device: torch.device | str = "cpu",
+def protocol(n_images: int, resolution: int, frechet: str = "not measured", device: torch.device | str = "cpu",
              checkpoints: dict[str, str] | None = None) -> dict:  # fmt: skip
     """How the numbers of a file came about: to be stored beside them.
 
     Args:
         n_images, resolution: of the images measured.
-        frechet: label of `frechet_features`, or `vgg_label`.
+        frechet: label of `frechet_features`.
         device: where the networks ran; only its type is stored, so that files agree between machines.
         checkpoints: name of each checkpoint and its `file_hash`.
     """
@@ -81,19 +82,40 @@ def protocol(n_images: int, resolution: int, frechet: str, device: torch.device 
     }
 
 
+def summary(values: dict[str, Tensor]) -> dict:
+    """Of numbers [N] of each image: {"n_images": N, NAME: their mean, …, NAME_error: the standard error of that mean}.
+
+    One image alone has no error: None.
+    """
+    n = len(next(iter(values.values())))
+    found: dict = {"n_images": n} | {name: round(v.double().mean().item(), 6) for name, v in values.items()}
+    for name, v in values.items():
+        found[f"{name}_error"] = round(v.double().std().item() / n**0.5, 6) if n > 1 else None
+    return found
+
+
 def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
-    """Rows as Markdown, floats with 4 decimals.
+    """Rows as Markdown, floats with 4 decimals, and ± the number NAME_error behind that of a column NAME.
 
     A row that lacks a column leaves its cell empty; keys that are no column are left out.
     """
 
-    def cell(value) -> str:
+    def cell(row: dict, column: str) -> str:
+        value, error = row.get(column), row.get(f"{column}_error")
         if isinstance(value, float):
-            return f"{value:.4f}"
+            return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
         return "" if value is None else str(value).replace("|", "\\|")
 
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([cell(row, c) for c in columns] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(path: str | Path, rows: Sequence[dict], columns: Sequence[str]) -> None:
+    """Rows as CSV in full precision; likewise, and at once or not at all."""
+    writer = csv.DictWriter(text := io.StringIO(), columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode())
 
 
 def write_table(
@@ -114,11 +136,7 @@ def write_table(
     """
     page = "\n".join((markdown_table(rows, columns), *(part.rstrip("\n") + "\n" for part in below)))
     if path:
-        rows, columns = whole or (rows, columns)
-        writer = csv.DictWriter(text := io.StringIO(), columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write(f"{path}.csv", text.getvalue().encode())
+        write_csv(f"{path}.csv", *(whole or (rows, columns)))
         atomic_write(f"{path}.md", page.encode())
     return page
 

@@ -135,6 +135,20 @@ def test_blends_edits_and_moves(studio, face):
     assert hat.w.equal(move(face.code, studio.directions["hat"], 2.0).w)
 
 
+def test_directions_from_outside(studio, face, tmp_path):
+    torch.save(d := torch.randn(1, 16), tmp_path / "age.pt")
+    Code(torch.randn(2, 8, 16)).save(tmp_path / "mine.safetensors", names=["hat", "scarf"])
+    more = studios.with_directions(studio, tmp_path / "age.pt")
+    assert list(more.directions) == ["age (age.pt)", "hat", "beard"] and list(studio.directions) == ["hat", "beard"]
+    torch.testing.assert_close(studios.moved(more, face, {"age (age.pt)": 2.0}).w, face.code.w + 2 * d)
+    more = studios.with_directions(studio, str(tmp_path / "mine.safetensors"))
+    assert list(more.directions) == ["hat (mine.safetensors)", "scarf (mine.safetensors)", "hat", "beard"]
+    torch.save(torch.randn(1, 24), tmp_path / "age.pt")
+    for name, message in (("age.pt", r"a direction \[1, 24\] does not fit"), ("absent.npy", "expected a file")):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            studios.with_directions(studio, tmp_path / name)
+
+
 def test_downloads_are_the_picture_and_its_code(studio, face, tmp_path):
     image, file = studios.saved(studio, face.code, tmp_path)
     assert read_image(image).equal(studios.drawing(studio, face.code))
@@ -193,8 +207,9 @@ def test_the_page_serves_nobody_else_and_nothing_else(server, tmp_path):
     mine = picture(tmp_path / "private.png")
     for path in (mine, ROOT / "README.md", "/etc/passwd", tmp_path / "own/../private.png"):
         assert ask(f"{url}gradio_api/file={path}")[0] in (403, 404)
-        answer = call(url, "upload", "whole", {"path": str(path), "meta": {"_type": "gradio.FileData"}})
-        assert "event: error" in answer and "event: complete" not in answer
+        for function in ("upload", "take"):
+            answer = call(url, function, "whole", {"path": str(path), "meta": {"_type": "gradio.FileData"}})
+            assert "event: error" in answer and "event: complete" not in answer
 
 
 def test_uploads_over_http(server, tmp_path, monkeypatch):
@@ -206,6 +221,11 @@ def test_uploads_over_http(server, tmp_path, monkeypatch):
     (path,) = json.loads(upload(url, "notes.png", b"no picture")[1])
     answer = call(url, "upload", "whole", {"path": path, "meta": {"_type": "gradio.FileData"}})
     assert "event: error" in answer and "notes.png: not an image" in answer
+    torch.save(torch.randn(1, 16), tmp_path / "age.pt")
+    for content, said in (((tmp_path / "age.pt").read_bytes(), "age (age.pt)"), (b"none", "error")):
+        (path,) = json.loads(upload(url, "age.pt", content)[1])
+        answer = call(url, "take", "whole", {"path": path, "meta": {"_type": "gradio.FileData"}})
+        assert said in answer and ("event: complete" in answer) == (said != "error")
     assert upload(url, "large.png", bytes(studios.MAX_BYTES + 1))[0] == 413
 
 
@@ -255,6 +275,14 @@ def test_in_a_browser(site, page, tmp_path):
                 "(document.querySelector('#amount input[type=number]'))")  # fmt: skip
         press("#move")
         browser.wait(lambda: shows("#result") not in (None, before), 60, "other result")
+
+        before = shows("#result")
+        torch.save(torch.randn(1, 16), tmp_path / "age.pt")
+        page.choose_files("#directions button", [tmp_path / "age.pt"])
+        value = "document.querySelector('#direction input').value"
+        browser.wait(lambda: page.js(value) == "age (age.pt)", 30, "direction of another project")
+        press("#move")
+        browser.wait(lambda: shows("#result") not in (None, before), 60, "picture moved along it")
 
         (tmp_path / "notes.png").write_text("no picture")
         page.choose_files("#upload button", [tmp_path / "notes.png"])

@@ -1,4 +1,4 @@
-"""The benchmark runs, agrees with its reference, and writes what the table of docs/benchmarks.md is made of."""
+"""The benchmark runs, its forms agree, and it writes what the table of docs/benchmarks.md is made of."""
 
 import json
 
@@ -7,23 +7,15 @@ import pytest
 from benchmarks import bench
 
 
-@pytest.mark.parametrize("row", bench.ROWS)
-def test_rows_of_the_shipped_networks(row, tmp_path, capsys):
+def test_the_shipped_size(tmp_path):
+    pytest.importorskip("openvino")
     out = tmp_path / "bench.json"
-    bench.main(["--device", "cpu", "--networks", "avatars-64", "--rows", row, "--batches", "2", "--precisions",
-                "float32", "--seconds", "0", "--out", str(out)])  # fmt: skip
+    bench.main(["--networks", "avatars-128", "--batches", "1", "--seconds", "0", "--out", str(out)])
     report = json.loads(out.read_text())
-    (result,) = report["rows"]
-    assert result["row"] == row and result["turns"] == 5 and result["difference"] < 1e-4
-    assert min(result["ms"].values()) > 0 and 0 < result["share_of_peak"] < 1.5 and result["gmacs"] > 0.1
-    assert report["peak"]["float32_gmacs_per_s"] > 0 and report["device"]
-
-
-def test_rows_that_would_take_too_long_are_left_out_and_named(tmp_path):
-    out = tmp_path / "bench.json"
-    bench.main(["--device", "cpu", "--networks", "avatars-64", "--rows", "encode", "--batches", "1", "2",
-                "--precisions", "float32", "--seconds", "0", "--turns", "1", "--longest", "1e-6",
-                "--out", str(out)])  # fmt: skip
-    report = json.loads(out.read_text())
-    assert [row["batch"] for row in report["rows"]] == [1]
-    assert len(report["left_out"]) == 1 and report["left_out"][0].startswith("avatars-64 encode ×2 float32")
+    assert [(row["batch"], row["precision"]) for row in report["rows"]] == [(1, "fp32"), (1, "bf16")]
+    for row in report["rows"]:
+        assert min(row[f"{form}_ms"] for form in bench.FORMS) > 0 and 0 < row["percent_of_peak"] < 150
+        assert row["turns"] == 1 and row["gmacs"] > 0.1 and row["lpips_to_fp32"] < 0.01
+    assert min(report["peak_gmacs_per_s"].values()) > 0 and report["device"]
+    bench.write_table(report, tmp_path)
+    assert (tmp_path / "bench-cpu.csv").read_text().startswith("network,batch,precision,plain_ms,eager_ms,openvino_ms")

@@ -96,6 +96,8 @@ def test_codes_of_different_layouts(code, tiny):
             r"rings\[1\]: expected \[N, C, 36\] for resolution 8, got \[1, 4, 20\]",
         ),
         (lambda: Padding(torch.zeros(2, 4, 4, 4), (torch.zeros(1, 4, 20),)), r"batch sizes differ: \[2, 1\]"),
+        (lambda: Padding(None, (), interior=torch.zeros(1, 4, 8, 4)), r"interior: expected \[N, C, r, r\]"),
+        (lambda: Padding(None, (), interior=torch.zeros(1, 4, 8, 8)).to_maps(), "interior: the authors' maps have no"),
         (lambda: Padding.from_maps({0: torch.zeros(1, 2, 18, 18), 3: torch.zeros(1, 2, 18, 18)}), "expected the keys"),
     ],
 )
@@ -141,6 +143,8 @@ def test_what_a_map_is_read_for():
 
 def test_save_and_load(code, tmp_path):
     layouts = [code, Code(code.w), Code(code.w, Padding(None, code.p.rings)), Code(code.w, Padding(code.p.const, ()))]
+    inside = torch.randn(4, 12, 8, 8)
+    layouts += [Code(code.w, Padding(*parts, False, inside)) for parts in ((code.p.const, code.p.rings), (None, ()))]
     for i, saved in enumerate(layouts):
         saved.save(tmp_path / "new" / f"{i}.safetensors", images=["a.png", "b.png"])
         loaded = Code.load(tmp_path / "new" / f"{i}.safetensors")

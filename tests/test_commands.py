@@ -61,6 +61,7 @@ def files(tmp_path_factory) -> Path:
     for name in ("padinv", "padinv-split"):
         save_encoder(E, shipped / f"{name}.safetensors", half=False)
     Code(torch.randn(2, G.num_ws, 16)).save(shipped / "directions-w.safetensors", names=["hat", "glasses"])
+    torch.save(torch.randn(1, 16), folder / "age.pt")
     for name in ("ffhq.pkl", "cars.pkl"):
         shutil.copy(shipped / "generator.safetensors", folder / name)  # content decides, not the name
     save_generator(tiny(1), folder / "other.safetensors")

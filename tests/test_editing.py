@@ -53,6 +53,15 @@ def test_codes_without_some_parts(code, other):
     assert blend(a, b).p.modulated and Edit.between(a, b).offset.p.modulated
 
 
+def test_the_interior_stays_with_the_contour_and_belongs_to_an_edit(code, other):
+    a, b = (Code(c.w, Padding(c.p.const, c.p.rings, interior=torch.randn(4, 12, 8, 8))) for c in (code, other))
+    assert torch.equal(blend(a, b).p.interior, a.p.interior)
+    assert torch.allclose(blend(a, b, interior=1).p.interior, b.p.interior, atol=1e-6)
+    change = b.p.interior - a.p.interior
+    assert torch.allclose(Edit.between(a, b).offset.p.interior[0], change.mean(dim=0), atol=1e-6)  # of all pairs
+    assert not Edit.between(a, b, interior=0).offset.p.interior.any()
+
+
 def test_one_image_with_many_and_chains(tiny, code, other):
     many, one = blend(code, other[1]), blend(code[1], other)
     assert len(many) == len(one) == 4

@@ -1,4 +1,4 @@
-"""The editing table: distances by region, and every method of it on small networks."""
+"""The editing table: distances by region, formulas and their choice, and every method of it on small networks."""
 
 import csv
 import json
@@ -9,11 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from padinv import Edit, Encoder, Generator, GeneratorConfig
+from padinv import Code, Edit, Encoder, Generator, GeneratorConfig, Padding
 from padinv.files.checkpoints import save_encoder, save_generator
 from padinv.measure.lpips import lpips
 from study import edits
-from study.edits import METHODS, by_region, mean_rows, region_rows
+from study.edits import METHODS, Way, by_region, means
 from study.sets import write_photos
 from study.stickers import STICKERS
 
@@ -26,50 +26,92 @@ def test_regions():
     y = truth.clone()
     y[:, 0, 10, 10] += 0.3  # one number of 3 · 16² that should change
     found = by_region(y, truth, source)
-    assert torch.allclose(found["changed"]["mse"], torch.full((70,), 0.09 / (3 * 256)))
-    assert torch.allclose(found["all"]["mse"], torch.full((70,), 0.09 / (3 * 1024)))
-    assert not found["kept"]["mse"].any() and found["kept"]["lpips_alex"].abs().max() < 1e-6
-    assert torch.allclose(found["changed"]["lpips_alex"], found["all"]["lpips_alex"], atol=1e-6)
+    assert torch.allclose(found["mse_changed"], torch.full((70,), 0.09 / (3 * 256)))
+    assert torch.allclose(found["mse_all"], torch.full((70,), 0.09 / (3 * 1024)))
+    assert not found["mse_kept"].any() and found["lpips_kept"].abs().max() < 1e-6
+    assert torch.allclose(found["lpips_changed"], found["lpips_all"], atol=1e-6)
     y = y + 0.2 * (truth == source)  # and an error in all that should not
     found = by_region(y, truth, source)
-    assert torch.allclose(found["kept"]["mse"], torch.full((70,), 0.04), atol=0.02)  # some are clamped
+    assert torch.allclose(found["mse_kept"], torch.full((70,), 0.04), atol=0.02)  # some are clamped
     composed = torch.where((truth != source).any(dim=1, keepdim=True), truth, y.clamp(-1, 1))
-    assert torch.allclose(found["kept"]["lpips_alex"], lpips("alex")(composed, truth), atol=1e-5)
+    assert torch.allclose(found["lpips_kept"], lpips("alex")(composed, truth), atol=1e-5)
 
 
 def test_a_region_without_pixels_counts_as_right():
     x = torch.rand(2, 3, 32, 32)
-    found = by_region(x * 0.5, x, x)  # nothing should change
-    assert not found["changed"]["mse"].any() and found["changed"]["lpips_alex"].abs().max() < 1e-6
-    assert (found["kept"]["mse"] > 0).all() and torch.equal(found["kept"]["mse"], found["all"]["mse"])
-
-
-def test_rows():
-    x = torch.rand(2, 3, 32, 32)
-    rows = region_rows("hat", "nothing", x, 0.5 * x, x)
-    assert [(row["task"], row["method"], row["region"], row["n_images"]) for row in rows] == [
-        ("hat", "nothing", region, 2) for region in ("all", "changed", "kept")
-    ]
-    assert rows[0]["mse"] == rows[1]["mse"] > 0 and rows[0]["lpips_alex"] > 0
+    found = by_region(x * 0.5, x, x, vgg=True)  # nothing should change
+    assert not found["mse_changed"].any() and found["lpips_changed"].abs().max() < 1e-6
+    assert (found["mse_kept"] > 0).all() and torch.equal(found["mse_kept"], found["mse_all"])
+    assert torch.allclose(found["vgg_all"], lpips("vgg")(x * 0.5, x))
     for wrong in (x[:1], x[..., :31], x.double().long()):
         with pytest.raises((TypeError, ValueError), match="source"):
             by_region(x, x, wrong)
 
 
-def test_means_over_tasks():
-    x = torch.rand(3, 3, 32, 32)
-    tables = [region_rows(task, "nothing", y, 0.5 * x[: len(y)], x[: len(y)]) for task, y in (("a", x), ("b", x[:1]))]
-    means = mean_rows("both", tables)
-    assert [(row["task"], row["method"], row["region"], row["n_images"]) for row in means] == [
-        ("both", "nothing", region, 4) for region in ("all", "changed", "kept")
-    ]
-    assert means[0]["mse"] == pytest.approx((tables[0][0]["mse"] + tables[1][0]["mse"]) / 2, abs=1e-6)
+def test_means_and_their_errors():
+    line = means([{"mse_all": torch.tensor([1.0, 3.0])}, {"mse_all": torch.tensor([5.0])}])
+    assert line == {"mse_all": 3.0, "mse_all_se": pytest.approx(2 / 3**0.5, abs=1e-6), "n_images": 3}
+    assert means([{"mse_all": torch.tensor([1.0])}])["mse_all_se"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Formulas
+
+
+@pytest.fixture
+def code(code) -> Code:
+    """Codes with an interior at 8²."""
+    return Code(code.w, Padding(code.p.const, code.p.rings, interior=torch.randn(len(code), 12, 8, 8)))
+
+
+def test_an_edit_is_cut_to_where_the_pair_differs(code):
+    edit, changed = Edit.between(code[0], code[1], w=1), torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    changed[..., :8, 20:] = True  # a corner, and nothing else
+    cut = edits.local(edit, changed).offset
+    assert torch.equal(cut.w, edit.offset.w), "w has no place"
+    interior = torch.zeros(8, 8, dtype=torch.bool)
+    interior[:2, 5:] = True
+    assert torch.equal(cut.p.interior, edit.offset.p.interior * interior)
+    assert cut.p.const[..., 0, 2:].any() and not cut.p.const[..., 1:, :].any() and not cut.p.const[..., :2].any()
+    for t, whole in zip(cut.p.rings, edit.offset.p.rings, strict=True):
+        assert 0 < (t != 0).sum() < (whole != 0).sum() and torch.equal(t[t != 0], whole[t != 0])
+    everywhere = edits.local(edit, torch.ones_like(changed)).offset
+    assert all(torch.equal(a, b) for a, b in zip(everywhere.tensors, edit.offset.tensors, strict=True))
+
+
+def test_formulas_are_parts_of_the_offset(code):
+    changed = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    found = edits.formulas(code[0], code[1], changed)
+    whole = code[1] - code[0]
+    both, w, p = (found[part].offset for part in ("W+ & P", "W+", "P"))
+    assert torch.allclose(both.w, whole.w) and torch.allclose(both.p.interior, whole.p.interior)
+    assert torch.equal(w.w, both.w) and not any(t.any() for t in w.p.tensors), "the target's P is kept"
+    assert not p.w.any() and torch.equal(p.p.rings[0], both.p.rings[0])
+    assert not found["W+ & P without interior"].offset.p.interior.any()
+    assert torch.allclose(found["half of W+ × 0.7"].offset.w[:, :4], 0.7 * both.w[:, :4])
+    assert not found["half of W+ × 0.7"].offset.w[:, 4:].any()
+    without = edits.formulas(Code(code.w[:1]), Code(code.w[1:2]), changed)
+    assert {part.split(" × ")[0] for part in without} == {"W+", "half of W+"}, "of codes without P"
+
+
+def test_style_mixing_keeps_p_and_takes_w_from_the_cut_on(code):
+    mixed = edits.mix(code[0], code[1], cut=3)
+    assert torch.allclose(mixed.w[:, :3], code.w[:1, :3]) and torch.allclose(mixed.w[:, 3:], code.w[1:2, 3:], atol=1e-6)
+    assert torch.allclose(mixed.p.const, code.p.const[:1], atol=1e-6)
+
+
+def test_edits_of_refined_codes_are_the_same_edits(code):
+    sharp = code.map(lambda t: t + 1)
+    found = edits.at_both("psp", code, sharp, {("nothing", ""): code, ("offset", "W+"): 2 * code}, 5)
+    assert [(way.method, way.steps) for way in found] == [("nothing", 0), ("nothing", 5), ("offset", 0), ("offset", 5)]
+    assert torch.equal(found[Way("nothing", "psp", "", 5)].w, sharp.w)
+    assert torch.allclose(found[Way("offset", "psp", "W+", 5)].w, sharp.w + code.w)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The whole table
 
-SETTINGS = {"n_choice": 1, "n_targets": 2, "n_triples": 2, "refine_steps": 2}
+SETTINGS = {"n_choice": 1, "n_targets": 2, "n_triples": 2, "refine_steps": 2, "vgg": False}
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +123,34 @@ def folder(tmp_path_factory):
     small = {"widths": (4, 4, 8, 8), "depths": (1, 1, 1, 1), "pyramid_channels": 8, "head_channels": 4,
              "padding_channels": 4, "se_reduction": 2, "input_resolution": 32}  # fmt: skip
     save_generator(G, folder / "generator.safetensors")
-    for name, with_p in (("psp", False), ("padinv", True), ("padinv-split", True)):
-        E = Encoder.for_generator(G, **small, padded_resolutions=3 * with_p, replace_const=with_p)
+    for name, interior in (("psp", 0), ("padinv", 0), ("padinv-f", 8)):  # and no padinv-split
+        p = name != "psp"
+        E = Encoder.for_generator(G, **small, padded_resolutions=3 * p, replace_const=p, interior=interior)
+        for head in E.parameters():
+            head.data += 0.05 * torch.randn_like(head)
         save_encoder(E.eval(), folder / f"{name}.safetensors")
     rng = np.random.default_rng(0)
     (folder / "pictures").mkdir()
-    for i in range(7):
+    for i in range(9):
         picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         picture.resize((32, 32), Image.Resampling.BICUBIC).save(folder / "pictures" / f"{i}.png")
-    write_photos(folder / "pictures", folder / "data", 32, 5, progress=False)
+    write_photos(folder / "pictures", folder / "data", 32, 8, progress=False)
     (folder / "params.yaml").write_text(yaml.safe_dump({"customized_editing": SETTINGS}))
     return folder
 
 
 def test_choices_and_measurements_share_no_image(folder):
-    G, E = edits.networks(folder, "padinv-split", "cpu")
+    G, E = edits.networks(folder, "cpu")
+    assert list(E) == ["psp", "padinv", "padinv-f"], "those that the folder has"
     for of in (edits.triples, lambda *args: [sets["hat"] for sets in edits.targets(*args)]):
         chosen, kept = of(folder / "data", G, 2, 2)
         role = "truth" if "truth" in chosen else "truths"
         assert len(chosen[role]) == len(kept[role]) == 2
         assert not any(torch.equal(x, y) for x in chosen[role] for y in kept[role])
-    assert [set(sets) for sets in edits.targets(folder / "data", G, 1, 1)] == [set(STICKERS)] * 2
+    choice, kept = edits.targets(folder / "data", G, 1, 1)
+    assert set(choice) == set(kept) == set(STICKERS)
+    assert not any(torch.equal(x, choice["hat"]["truths"][0]) for x in choice["hat"]["more_after"])
+    assert len(edits.targets(folder / "data", G, 1, 1, n_edits=2)[0]) == 2
 
 
 def test_every_method_is_measured_and_described(folder, tmp_path):
@@ -114,26 +163,32 @@ def test_every_method_is_measured_and_described(folder, tmp_path):
 
     file = json.loads((tmp_path / "a" / written[0]).read_text())
     rows, head = file["rows"], file["protocol"]
-    assert {row["method"] for row in rows} == set(head["methods"]) == {name.format(k=2) for name in METHODS}
-    assert {row["task"] for row in rows} == {"blend", "edits", *STICKERS}
-    assert {row["n_images"] for row in rows if row["task"] == "edits"} == {2 * len(STICKERS)}
-    assert head["checkpoints"].keys() == {"generator", "psp", "padinv", "padinv-split"}
+    assert {row["method"] for row in rows} == set(head["methods"]) == set(METHODS)
+    assert {row["task"] for row in rows} == {"blend", "inside"}, "no sticker is called outside"
+    assert {row["n_images"] for row in rows if row["task"] == "inside"} == {2 * len(STICKERS)}
+    assert head["checkpoints"].keys() == {"generator", "psp", "padinv", "padinv-f"}
+    ways = {(row["method"], row["encoder"], row["part"]): set() for row in rows if row["method"] != "drawing"}
+    for row in rows:
+        ways.get((row["method"], row["encoder"], row["part"]), set()).add(row["steps"])
+    assert set(map(frozenset, ways.values())) == {frozenset({0, 2})}, "every row at both budgets"
+    for name in ("psp", "padinv", "padinv-f"):
+        assert ("offset", name, head["chosen"][name]) in ways and ("drawn", name, "") in ways
     with open(tmp_path / "a/tables/editing.csv", newline="") as table:
-        lines = {(line["task"], line["method"]): line for line in csv.DictReader(table)}
-    (row,) = (row for row in rows if (row["task"], row["method"], row["region"]) == ("edits", "drawing", "changed"))
-    assert float(lines["edits", "drawing"]["lpips_changed"]) == row["lpips_alex"]
-    assert ("hat", "drawn+2") in lines and ("hat", "drawn") not in lines, "of single edits only a few"
-    assert len((tmp_path / "a/tables/editing_ablation.md").read_text().splitlines()) == 2 + 18
+        lines = list(csv.DictReader(table))
+    assert {line["task"] for line in lines} == {"blend", "inside", *STICKERS}
+    page = (tmp_path / "a/tables/editing.md").read_text()
+    assert page.count("| edits inside |") == page.count("| blends |") == 1 and "edits outside" not in page
+    assert page.count("| offset | padinv |") >= 3 and page.count("| offset | padinv-f |") == 1
+    (line,) = (line for line in lines if (line["task"], line["method"]) == ("inside", "drawing"))
+    (row,) = (row for row in rows if (row["task"], row["method"]) == ("inside", "drawing"))
+    assert float(line["lpips_changed"]) == row["lpips_changed"] and float(line["lpips_changed_se"]) > 0
 
 
-def test_an_offset_is_cut_to_where_it_is_large(code):
-    edit = Edit.between(code[0], code[1], w=1)
-    for t, whole in zip(edits.where_large(edit, 0.5).offset.tensors, edit.offset.tensors, strict=True):
-        norms, kept = whole.norm(dim=1), t.norm(dim=1)
-        assert torch.equal(kept, norms * (norms > 0.5 * norms.amax()))
-
-
-def test_style_mixing_keeps_p_and_takes_w_from_the_cut_on(code):
-    mixed = edits.mix(code[0], code[1], cut=3)
-    assert torch.allclose(mixed.w[:, :3], code.w[:1, :3]) and torch.allclose(mixed.w[:, 3:], code.w[1:2, 3:], atol=1e-6)
-    assert torch.allclose(mixed.p.const, code.p.const[:1], atol=1e-6)
+def test_the_best_formula_of_an_encoder_is_chosen(folder):
+    G, E = edits.networks(folder, "cpu", ("padinv",))
+    choice, _ = edits.targets(folder / "data", G, 2, 1, n_edits=2)
+    chosen, lines = edits.choose(G, E, choice, 1)
+    fair = {line["part"]: line["lpips_all"] for line in lines if "," not in line["part"] and line["part"] != "nothing"}
+    assert chosen == {"padinv": min(fair, key=fair.get)}
+    assert [line["part"] for line in lines if line["chosen"]] == list(chosen.values())
+    assert {"W+ & P, 5 pairs", "W+ & P, the true pairs", "W+ & P, refined pair"} <= {line["part"] for line in lines}

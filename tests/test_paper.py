@@ -221,7 +221,9 @@ def shrunken(tmp_path_factory) -> Path:
         section = params[f"train_{domain}"]
         section |= {"images": 8, "batch": 4, "resolution": 64, "log_every": 1, "grid_every": 8, "workers": 2}
         section["encoder"] = section["encoder"] | tiny
-    params["table"] = {"n_images": 2, "n_common": 1, "n_tuned": 1, "n_native": 1, "n_show": 1}
+    params["table"]["n_show"] = 1
+    for kind, n in (("encoded", 2), ("touched", 1), ("refined", 1)):
+        params["table"][kind] |= {"n_images": n, "n_native": 1}
     for row in params["rows"].values():
         row["steps"] = min(row.get("steps", 0), 1)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -282,7 +284,7 @@ def test_a_shrunken_domain_runs(shrunken, domain, monkeypatch):
     for name, method in rows.items():
         execute(stages[f"row-{method}@{domain}-{name}"].cmd)
         file = json.loads(Path(f"results/{domain}/rows/{name}.json").read_text())
-        assert file["row"]["method"] == name and file["row"]["common"]["mse"] > 0
+        assert file["row"]["method"] == name and file["row"]["test"]["mse"] > 0
         assert file["protocol"]["resolution"] == G.resolution
 
 

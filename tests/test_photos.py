@@ -266,6 +266,16 @@ def test_compiled_steps_give_the_same(run, tmp_path, monkeypatch):
     assert compiled["mean"] == pytest.approx(plain["mean"], abs=1e-4)
 
 
+def test_compiled_networks_give_the_same(run, tmp_path):
+    pytest.importorskip("openvino")
+    for i in range(3):
+        write(tmp_path / "in" / f"{i}.png", noise(32, 32, seed=i))
+    arguments = tmp_path / "in", "--aligned"
+    (status, plain), (compiled_status, compiled) = run(*arguments), run(*arguments, "--compile", out="compiled")
+    assert status == compiled_status == 0 and compiled["inverted"] == 3
+    assert compiled["mean"] == pytest.approx(plain["mean"], abs=1e-4)
+
+
 def test_metrics_and_codes_are_those_of_the_library(run, networks, tmp_path):
     import padinv
     from padinv.measure.metrics import compare

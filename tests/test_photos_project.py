@@ -43,11 +43,10 @@ def folder(tmp_path_factory) -> Path:
     params["train_encoder"] |= {"images": 8, "batch": 4}
     params["train_encoder"]["encoder"] |= tiny | {"padding_channels": 8}
     params["train_encoder"]["methods"]["padinv-split"]["images"] = 4
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    params = yaml.safe_load((top / "params.yaml").read_text())
-    params["table"] = {"n_images": 10, "n_common": 2, "n_tuned": 1, "n_native": 1, "n_show": 8}
+    for kind, n in (("encoded", 10), ("touched", 8), ("refined", 8)):
+        params["table"][kind] |= {"n_images": n, "n_native": 2}
     params["rows"] = {name: row | ({"steps": 1} if "steps" in row else {}) for name, row in params["rows"].items()}
-    (top / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "sources").mkdir()
     with zipfile.ZipFile(folder / "sources/afhq-cat-128.zip", "w") as z:
         for i in range(18):
@@ -73,7 +72,7 @@ def test_a_shrunken_domain_runs(folder, monkeypatch):
             assert Path(out.fs_path).exists(), (name, out.def_path)
     assert load_encoder("checkpoints/cats-64/padinv-split.safetensors").padding is not None
     row = json.loads(Path("results/cats-64/rows/psp+100.json").read_text())
-    assert row["row"]["n_images"] == 2 and row["row"]["generator_passes"] == 2
+    assert row["row"]["test"]["n_images"] == 8 and row["row"]["generator_passes"] == 2
     assert Path("results/tables/cats.md").read_text().count("| padinv+10 |") == 1
     assert not list(Path("runs").rglob("state.pt"))
 

@@ -123,11 +123,12 @@ class Page:
 
     def choose_files(self, selector: str, paths: list[Path]) -> None:
         """Click a button that asks for files, and give it these."""
+        start = len(self.events)
         self.click(selector)
 
         def chooser():
             self.call("Page.enable")  # whatever is asked, events come along
-            return next((e["params"] for e in self.events if e["method"] == "Page.fileChooserOpened"), None)
+            return next((e["params"] for e in self.events[start:] if e["method"] == "Page.fileChooserOpened"), None)
 
         node = wait(chooser, 30, "file chooser")["backendNodeId"]
         self.call("DOM.setFileInputFiles", backendNodeId=node, files=list(map(str, paths)))

@@ -45,8 +45,8 @@ def test_numbers_are_not_typed_into_tables(page):
 def test_a_marker_chooses_joins_and_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.readme.ROOT", tmp_path)
     (tmp_path / "a.csv").write_text('method,s,n\nx,11.4826,9\n"y",0.00042,1234\nz,,7\n')
-    (tmp_path / "b.json").write_text(
-        '{"y": {"n": 64, "mse": 7.4e-05, "f": null}, "x": {"n": 16, "mse": 1373.3, "f": 0.5}}'
+    (tmp_path / "b.csv").write_text(
+        "set,method,n,mse,mse_error\nin,y,64,7.4e-05,1e-06\nout,y,16,0.05,0.01\nin,x,8,1373.3,0.5\nout,x,8,0.0291,0.00041\n"
     )
     (tmp_path / "c.md").write_text("| t |\n| --- |\n| 0.12345 |\n\nA note.\n")
 
@@ -54,10 +54,15 @@ def test_a_marker_chooses_joins_and_rounds(tmp_path, monkeypatch):
         return with_tables(f"A\n<!-- table: {request} -->\nstale\n<!-- end of table -->\nB\n")[2:-3].split("-->")[1]
 
     both = (
-        "| method | s | mse | n |\n| --- | --- | --- | --- |\n| y | 0.00042 | 0.000074 | 64 |\n| x | 11.5 | 1370 | 16 |"
+        "| method | s | mse | n |\n| --- | --- | --- | --- |\n"
+        "| y | 0.00042 | 0.000074 ± 0.000001 | 64 |\n| x | 11.5 | 1370 ± 10 | 8 |"
     )
-    assert both in rendered("a.csv b.json method=y,x\n  columns=method,s,mse,n")
-    assert rendered("b.json f=* columns=f note=c.md").startswith("\n| f |\n| --- |\n| 0.5 |\n\nA note.\n")
+    assert both in rendered("a.csv b.csv set=in method=y,x\n  columns=method,s,mse,n")
+    ordered = rendered("b.csv method=x,y set=out,in note=c.md")
+    assert ordered.startswith("\n| set | method | n | mse |\n") and ordered.endswith("\n\nA note.\n<!-- end of table ")
+    assert [line.split(" | ")[:2] for line in ordered.splitlines()[3:7]] == [
+        ["| out", "x"], ["| out", "y"], ["| in", "x"], ["| in", "y"]]  # fmt: skip
+    assert "| 0.0291 ± 0.0005 |" in ordered
     assert "0.12345" in rendered("c.md")
     for wrong, message in (("a.csv method=x,q", "no row whose method is q"), ("a.csv columns=s,t", "no column t")):
         with pytest.raises(ValueError, match=message):
@@ -101,8 +106,10 @@ def place(tmp_path, monkeypatch):
     from padinv.model.generator import Generator, GeneratorConfig
     from study.sets import editing_set
 
-    pictures = dict(zip(("me", "you"), ImageDataset(ROOT / "data/avatars-64/test.zip").tensor(range(2)), strict=True))
-    pair = editing_set(ROOT / "data/avatars-64/editing.zip")["hat"]
+    pictures = dict(
+        zip(("me", "you"), ImageDataset(ROOT / "data/avatars-128/outside.zip").tensor(range(2)), strict=True)
+    )
+    pair = editing_set(ROOT / "data/avatars-128/editing.zip")["hat"]
     for name, image in (pictures | {role: pair[role][0] for role in ("before", "after")}).items():
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from padinv.images.datasets import to_float, to_uint8
-from padinv.images.viz import FIGURE_BYTES, animate, axes, read_grid, save_grid, scatter
+from padinv.images.viz import FIGURE_BYTES, animate, axes, panel, png, read_grid, save_grid, scatter
 
 
 @pytest.fixture
@@ -40,6 +40,22 @@ def test_a_large_animation_keeps_fewer_colours(tmp_path):
         assert gif.n_frames == 8 and len(np.unique(np.array(gif.convert("RGB")).reshape(-1, 3), axis=0)) < 256
 
 
+def test_a_large_picture_keeps_the_colours_of_its_small_parts():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:200, :300]
+    pixels = np.stack([80 + x / 3, 60 + y / 2, 150 - x / 4], axis=-1) + rng.normal(0, 8, (200, 300, 3))
+    spots = rng.integers(0, 256, (6, 3))
+    for i, colour in enumerate(spots):
+        pixels[20:36, 20 + 40 * i : 36 + 40 * i] = colour
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    data = png(picture, 50_000)
+    assert len(data) < 50_000 and data == png(picture, 50_000)
+    with Image.open(io.BytesIO(data)) as reduced:
+        assert len(reduced.getcolors()) <= 128
+        found = np.array(reduced.convert("RGB"))[28, 28:268:40].astype(int)
+    assert np.abs(found - spots).max() < 12, "by colours that most pixels have, over 90 off"
+
+
 def test_a_grid_is_read_as_it_was_written(tmp_path):
     x = to_float(torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     save_grid(x, tmp_path / "grid.png", columns=5)
@@ -59,3 +75,14 @@ def test_names_lie_on_no_point_and_on_no_other_name():
         assert ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
     at = np.array(points["alone"])
     assert np.hypot(*(boxes[-1].min - ax.transData.transform(at))) < 20, "a name with room stays beside its point"
+
+
+def test_a_panel_keeps_groups_of_columns_apart():
+    white, black = torch.ones(3, 8, 8), -torch.ones(3, 8, 8)
+    images, maps = [black] * 3, [torch.zeros(8, 8)] * 3
+    wide = {}
+    for name, titles in {"none": (), "columns": ["a", "a", ""], "groups": {"a": 2, "b": 1}}.items():
+        figure = panel({"x": images, "y": maps, "z": [white] * 3}, titles, cell=32)
+        assert [text.get_text() for text in figure.texts][3:] == ([] if name == "none" else list(titles))
+        wide[name] = round(figure.get_figwidth() * 100)
+    assert wide["none"] == wide["columns"] == wide["groups"] - 16

@@ -86,7 +86,7 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         return (gallery(studio), gr.Radio(value=studio.nets.template),
                 gr.Radio(choices=list(studio.ways), value=studio.ways[0]),
                 gr.Dropdown(choices=list(studio.directions), value=next(iter(studio.directions))),
-                *[None] * 9)  # fmt: skip
+                *[None] * 11)  # fmt: skip
 
     @shown
     def pick(name, event: gr.SelectData):
@@ -118,8 +118,14 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         return result(name, studios.edited(studio, face, pair, template, drawn == "drawn", strength, progress), face)
 
     @shown
-    def move(name, face, direction, amount):
-        return result(name, studios.moved(load(name), needed(face, "first picture"), {direction: amount}), face)
+    def take(name, path):
+        studio = studios.with_directions(load(name), path)
+        return studio, gr.Dropdown(choices=list(studio.directions), value=next(iter(studio.directions)))
+
+    @shown
+    def move(name, studio, face, direction, amount):
+        code = studios.moved(studio or load(name), needed(face, "first picture"), {direction: amount})
+        return result(name, code, face)
 
     @shown
     def go_on(name, face, code):
@@ -127,7 +133,7 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         return Face(face.photo, face.matrix, studios.to_float(drawn)[None], code), pixels(drawn)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
-        picture, face, second, code = (gr.State() for _ in range(4))
+        picture, face, second, code, more = (gr.State() for _ in range(5))
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():
@@ -160,7 +166,10 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
                 with gr.Tab("Move along a direction"):
                     names = list(start.directions)
                     direction = gr.Dropdown(names, value=names[0], label="direction", elem_id="direction")
-                    amount = gr.Slider(-4, 4, 0, step=0.25, label="standard deviations", elem_id="amount")
+                    amount = gr.Slider(-4, 4, 0, step=0.25, label="standard deviations, or lengths of a .npy or .pt",
+                                       elem_id="amount")  # fmt: skip
+                    given = gr.File(label="other directions: .safetensors of padinv, .npy or .pt", height=120,
+                                    elem_id="directions")  # fmt: skip
                     go_move = gr.Button("Move", elem_id="move")
                 with gr.Row():
                     shape, whole = image("result", 280), image("in the photograph", 280, "jpeg")
@@ -172,7 +181,7 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         results = [code, shape, whole, get_picture, get_code]
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "networks"}
         name.change(switch, name, [samples, template, way, direction, picture, face, second, code, chosen, mine, other,
-                                   shape, whole], **one_at_a_time)  # fmt: skip
+                                   shape, whole, more, given], **one_at_a_time)  # fmt: skip
         samples.select(pick, name, [picture, chosen, template, file])
         file.upload(upload, [name, file], [picture, chosen, template])
         settings = [name, picture, template, way, steps]
@@ -181,7 +190,8 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         two.click(invert, settings, [second, other], **one_at_a_time)
         go_blend.click(blend, [name, face, second, share], results, **one_at_a_time)
         go_edit.click(edit, [name, face, before, after, template, drawn, strength], results, **one_at_a_time)
-        go_move.click(move, [name, face, direction, amount], results, **one_at_a_time)
+        given.upload(take, [name, given], [more, direction], **one_at_a_time)
+        go_move.click(move, [name, more, face, direction, amount], results, **one_at_a_time)
         go_first.click(go_on, [name, face, code], [face, mine], **one_at_a_time)
     return page
 

@@ -1,6 +1,5 @@
 """What the page does, as plain functions over padinv's API: nothing here knows of a browser."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from padinv.images.datasets import ImageDataset, read_image, to_float, to_uint8
 from padinv.inversion.directions import move, pca_directions
 from padinv.inversion.editing import analogy, blend, customize
 from padinv.model.codes import Code
-from padinv.model.tensors import atomic_write, read_metadata
+from padinv.model.tensors import atomic_write
 from padinv.photos.faces import cut, paste
 from padinv.photos.networks import STEPS, Networks, encoded
 
@@ -91,8 +90,8 @@ def opened(generator, encoder=None, device: str = "auto", samples: str | os.Path
     directions = {}
     for kind, suffix in (("w", ""), ("wp", ", with P")):
         if (file := path.with_name(f"directions-{kind}.safetensors")).is_file():
-            names = json.loads(read_metadata(file).get("names", "[]"))
-            directions |= zip((name + suffix for name in names), nets.load_code(file), strict=True)
+            names, found = nets.load_directions(file)
+            directions |= zip((name + suffix for name in names), found, strict=True)
     if not directions:
         axes = pca_directions(nets.G, min(SAMPLES, nets.G.config.w_dim))
         directions = {f"axis {i + 1}": axis for i, axis in enumerate(axes)}
@@ -174,6 +173,18 @@ def edited(
     if not drawn:
         return customize(face.code, nets.invert(before, progress), nets.invert(after, progress), strength)
     return nets.invert(analogy(face.x, before, after, strength), progress)
+
+
+def with_directions(studio: Studio, path: str | os.PathLike) -> Studio:
+    """The studio, with the directions of a file that came from outside before its own. Raises ValueError, with its bare
+    name, as `Networks.load_directions`."""
+    path = Path(path)
+    try:
+        names, found = studio.nets.load_directions(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{path.parent}{os.sep}", "")) from error
+    own = {f"{name} ({path.name})": direction for name, direction in zip(names, found, strict=True)}
+    return replace(studio, directions=own | studio.directions)
 
 
 def moved(studio: Studio, face: Face, amounts: dict[str, float]) -> Code:

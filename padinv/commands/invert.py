@@ -38,12 +38,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-paste", action="store_true", help="do not write the pictures with the inversions in them")
     parser.add_argument("--identity", metavar="FILE", help="ArcFace weights (model_ir_se50.pth), to measure likeness")
     parser.add_argument("--compile", action="store_true",
-                        help="compile the generator first: a minute, then shorter steps")  # fmt: skip
+                        help="compile the networks first: seconds to a minute, then less for each picture")  # fmt: skip
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read pictures and find faces; 0: none")
 
 
 def run(args: argparse.Namespace) -> int:
-    from padinv.ops.frozen import keep_memory
+    from padinv.ops.memory import keep_memory
     from padinv.photos.folder import invert_photos
 
     keep_memory()

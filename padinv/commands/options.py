@@ -33,7 +33,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
                         help="how the generator's images frame a picture: a face as in FFHQ, or closer, as in UTKFace; "
                              "or the largest centred square, for what has no face (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch", type=positive, metavar="N", help="pictures at once (default: what memory allows)")
-    parser.add_argument("--bf16", action="store_true", help="search in half the memory, with rounded gradients")
+    parser.add_argument("--bf16", action="store_true", help="round to 16 bits: a search in half the memory")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
 
 

@@ -72,15 +72,22 @@ def axes(columns: int = 1, rows: int = 1, width: float = 4.0, height: float = 2.
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def panel(rows: dict[str, Sequence[Tensor]], titles: Sequence[str] = (), cell: int = 128, shared: Sequence[str] = ()):
+def panel(
+    rows: dict[str, Sequence[Tensor]],
+    titles: Sequence[str] | dict[str, int] = (),
+    cell: int = 128,
+    shared: Sequence[str] = (),
+    font: int = 9,
+):
     """A figure with one row of square pictures per entry, enlarged without interpolation.
 
     Args:
         rows: label -> pictures of any size: images [3, H, W] in [−1, 1], and maps [H, W] from 0 drawn as heat, NaN left
             white. A batch [N, …] is such a sequence. The label of a row with maps gets their range of colours.
-        titles: of the columns.
+        titles: of the columns; or of groups of them, title -> number of columns, with space between the groups.
         cell: pixels along a side of a picture.
         shared: labels of the rows that share one range of colours; any other has its own.
+        font: size of labels and titles.
 
     Returns:
         A matplotlib figure for `show`.
@@ -92,14 +99,20 @@ def panel(rows: dict[str, Sequence[Tensor]], titles: Sequence[str] = (), cell: i
             for label, row in rows.items()}  # fmt: skip
     tops |= dict.fromkeys(shared, max((tops[label] for label in shared), default=None))
     names = [label if tops[label] is None else f"{label}\n0 … {tops[label]:.2g}" for label in rows]
-    gap, top = 4, 20 if titles else 4
-    left = 12 + 7 * max(len(line) for name in names for line in name.split("\n"))
-    width, height = left + max(map(len, rows.values())) * (cell + gap), top + len(rows) * (cell + gap)
+    grouped = isinstance(titles, dict)
+    spans = list(titles.items()) if grouped else [(title, 1) for title in titles]
+    gap, top = 4, 2 * font + 2 if titles else 4
+    left = 12 + 7 * font * max(len(line) for name in names for line in name.split("\n")) // 9
+    # Left edge of each column, and one more; groups lie apart.
+    apart = [4 * gap * i for i, (_, n) in enumerate(spans) for _ in range(n)] if grouped else []
+    apart += apart[-1:] or [0] * (max(map(len, rows.values())) + 1)
+    lefts = [left + j * (cell + gap) + space for j, space in enumerate(apart)]
+    width, height = lefts[-1], top + len(rows) * (cell + gap)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
     for i, (label, row) in enumerate(rows.items()):
         y = top + i * (cell + gap)
-        figure.text((left - 8) / width, 1 - (y + cell / 2) / height, names[i], ha="right", va="center", fontsize=9)
+        figure.text((left - 8) / width, 1 - (y + cell / 2) / height, names[i], ha="right", va="center", fontsize=font)
         for j, picture in enumerate(row):
             if picture.ndim == 2:
                 heat = matplotlib.colormaps["magma"]((picture / (tops[label] or 1)).detach().cpu().numpy())
@@ -108,18 +121,18 @@ def panel(rows: dict[str, Sequence[Tensor]], titles: Sequence[str] = (), cell: i
             else:
                 pixels = to_uint8(picture).permute(1, 2, 0).cpu().numpy()  # [H, W, 3]
             down, across = (np.arange(cell) * size // cell for size in pixels.shape[:2])
-            x = left + j * (cell + gap)
-            canvas[y : y + cell, x : x + cell] = pixels[down][:, across]
-    for j, title in enumerate(titles):
-        x = left + j * (cell + gap) + cell / 2
-        figure.text(x / width, 1 - top / 2 / height, title, ha="center", va="center", fontsize=9)
+            canvas[y : y + cell, lefts[j] : lefts[j] + cell] = pixels[down][:, across]
+    first = 0
+    for title, n in spans:
+        x, first = (lefts[first] + lefts[first + n - 1] + cell) / 2, first + n
+        figure.text(x / width, 1 - top / 2 / height, title, ha="center", va="center", fontsize=font)
     figure.figimage(canvas)
     return figure
 
 
-def show(figure, path: str | Path = "") -> None:
+def show(figure, path: str | Path = "", limit: int = FIGURE_BYTES) -> None:
     """Display a matplotlib figure, or an array as of `tile`, and with a path write it: the same PNG, the same bytes for
-    the same picture. One that is large keeps fewer colours."""
+    the same picture. One that is large keeps fewer colours; `limit` is the most bytes of the file."""
     from IPython.display import Image as Displayed
     from IPython.display import display
 
@@ -128,18 +141,26 @@ def show(figure, path: str | Path = "") -> None:
     else:
         figure.savefig(buffer := io.BytesIO(), format="png")
         picture = Image.open(buffer).convert("RGB")  # drops matplotlib's metadata
-    for colours in (None, 256, 128, 64, 32):
-        reduced = picture if colours is None else picture.quantize(colours, dither=Image.Dither.NONE)
-        reduced.save(buffer := io.BytesIO(), "PNG", optimize=True)
-        if buffer.tell() <= FIGURE_BYTES:
-            break
-    display(Displayed(buffer.getvalue()))
+    display(Displayed(png(picture, FIGURE_BYTES)))
     if path:
-        atomic_write(path, buffer.getvalue())
+        atomic_write(path, png(picture, limit))
 
 
-def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, zoom: int = 3) -> None:
-    """Display arrays of one size, as of `tile`, as an endless animation, each so long and `zoom` times enlarged; with a
+def png(picture: Image.Image, limit: int) -> bytes:
+    """With as many colours as so many bytes allow, 32 at least, the nearest to those of every fourth pixel."""
+    some = picture.resize((picture.width // 4 + 1, picture.height // 4 + 1), Image.Resampling.NEAREST)
+    for colours in (None, 256, 128, 64, 32):
+        reduced = picture
+        if colours:
+            reduced = picture.quantize(palette=some.quantize(colours, kmeans=1), dither=Image.Dither.NONE)
+        reduced.save(buffer := io.BytesIO(), "PNG", optimize=True)
+        if buffer.tell() <= limit:
+            break
+    return buffer.getvalue()
+
+
+def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100) -> None:
+    """Display arrays of one size, as of `tile`, as an endless animation, each so long and three times enlarged; with a
     path write it: a GIF, the same bytes for the same frames. One palette serves all; a large file has fewer colours."""
     from IPython.display import Image as Displayed
     from IPython.display import display
@@ -152,7 +173,7 @@ def animate(frames: Sequence[np.ndarray], path: str | Path = "", ms: int = 100, 
         first.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=rest, duration=ms, loop=0)
         if buffer.tell() <= FIGURE_BYTES:
             break
-    display(Displayed(buffer.getvalue(), format="gif", width=zoom * width))
+    display(Displayed(buffer.getvalue(), format="gif", width=3 * width))
     if path:
         atomic_write(path, buffer.getvalue())
 
@@ -231,11 +252,13 @@ def smooth(values: np.ndarray, window: int = 15) -> np.ndarray:
 
 
 def ring_maps(p: Padding) -> dict[str, Tensor]:
-    """What p holds, as maps for `panel`: norms over channels, [N, 4, 4] of the constant, and [N, r + 2, r + 2] of each
-    ring in its place, NaN inside."""
+    """What p holds, as maps for `panel`: norms over channels, [N, 4, 4] of the constant, [N, r + 2, r + 2] of each ring
+    in its place, NaN inside, and [N, r, r] of the interior."""
     maps = {} if p.const is None else {"constant": p.const.norm(dim=1)}
     for ring in p.rings:
         r = ring.shape[-1] // 4 - 1
         inside = torch.full((len(ring), 1, r, r), math.nan, device=ring.device)
         maps[f"ring {r}²"] = pad_ring(inside, ring.norm(dim=1, keepdim=True))[:, 0]  # [N, r + 2, r + 2]
+    if p.interior is not None:
+        maps[f"interior {p.interior.shape[-1]}²"] = p.interior.norm(dim=1)
     return maps

@@ -56,6 +56,7 @@ def layer_shares(
     w: float | Sequence[float] = 0.0,
     const: float = 0.0,
     rings: float | Sequence[float] = 0.0,
+    interior: float = 0.0,
 ) -> Code:
     """A code of one whose coefficients are the shares of their layers: one number for all w, or num_ws of them;
     likewise of the rings. ValueError for another number of them, or what is not finite."""
@@ -69,8 +70,9 @@ def layer_shares(
     shares = torch.stack(fill("w", w, like.w.unbind(dim=1)), dim=1)  # [1, num_ws, w_dim]
     if like.p is None:
         return Code(shares)
-    own = None if like.p.const is None else fill("const", const, [like.p.const])[0]
-    return Code(shares, replace(like.p, const=own, rings=tuple(fill("rings", rings, like.p.rings))))
+    single = {"const": const, "interior": interior}
+    own = {key: fill(key, share, [t])[0] for key, share in single.items() if (t := getattr(like.p, key)) is not None}
+    return Code(shares, replace(like.p, rings=tuple(fill("rings", rings, like.p.rings)), **own))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -84,6 +86,7 @@ def blend(
     w: float | Sequence[float] = 1.0,
     const: float = 0.0,
     rings: float | Sequence[float] = 0.0,
+    interior: float = 0.0,
 ) -> Code:
     """The contour of one image, in P, with the details of another, in W+ (paper, section 4.3).
 
@@ -97,6 +100,7 @@ def blend(
             and the only way to blend codes without P.
         const: its share in the constant.
         rings: its share in each ring of P: one number for all, or one each, from the coarsest on.
+        interior: its share in the interior.
 
     Returns:
         Code of N images.
@@ -110,7 +114,7 @@ def blend(
     if contour.p is None and w == 1.0:
         raise ValueError(f"w: of codes without P, w = 1 would leave nothing of contour; expected {contour.w.shape[1]} "
                          "shares, as [0] * k + [1] * … for style mixing")  # fmt: skip
-    return contour + strength * (details - contour).zip(layer_shares(contour, w, const, rings), torch.mul)
+    return contour + strength * (details - contour).zip(layer_shares(contour, w, const, rings, interior), torch.mul)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -145,6 +149,7 @@ class Edit:
         w: float | Sequence[float] | None = None,
         const: float = 1.0,
         rings: float | Sequence[float] = 1.0,
+        interior: float = 1.0,
     ) -> "Edit":
         """The edit that a pair of images defines; several pairs of the same edit are averaged.
 
@@ -152,8 +157,8 @@ class Edit:
             before, after: codes of the pair, of one encoder; best straight from it (steps=0), since refinement adds to
                 each of the two what the other lacks.
             name: of the edit.
-            w, const, rings: shares of the difference that are taken, as in `blend`. By default all of P and nothing of
-                W+, which is closest to the truth (notebook 05); of codes without P, all of W+.
+            w, const, rings, interior: shares of the difference that are taken, as in `blend`. By default all of P and
+                nothing of W+, which is closest to the truth (notebook 05); of codes without P, all of W+.
 
         Raises:
             TypeError, ValueError: not codes, codes that do not fit together, or a pair without a difference.
@@ -163,7 +168,7 @@ class Edit:
         if all(not t.any() for t in offset.tensors):
             raise ValueError("before, after: the same code twice; expected a pair of images that differ by the edit")
         w = float(offset.p is None) if w is None else w
-        return cls(offset.zip(layer_shares(offset, w, const, rings), torch.mul), name)
+        return cls(offset.zip(layer_shares(offset, w, const, rings, interior), torch.mul), name)
 
     def __call__(self, targets: Code, strength: float = 1.0) -> Code:
         """Apply to any number of codes; strength in [−3, 3], where −1 undoes an edit."""

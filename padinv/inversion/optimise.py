@@ -35,7 +35,8 @@ def invert(
     Args:
         x: [N, 3, S, S] in [−1, 1], of any size S from 32; the distance is measured at the generator's resolution.
         E: encoder trained for G.
-        G: generator, also `torch.compile(G)`: its steps are shorter, after a minute for the first.
+        G: generator, also `torch.compile(G)`: its steps are shorter, after a minute for the first. Without steps, E and
+            G may be those of `padinv.compile`.
         steps: gradient steps from the encoder's answer on MSE + lpips_weight · LPIPS-Alex. Each image keeps the best
             code on its way, the encoder's included, so no step makes it worse. 0: the encoder alone.
         space: "w+p" refines w and p, "w+" refines w and keeps p as encoded.

@@ -86,15 +86,18 @@ class Padding(_Linear):
             convolution of that resolution, in the order of `padinv.ops.pad_ring`.
         modulated: whether the generator multiplies the rings by the style, as it does the activations inside them; the
             paper's do not (an ablation).
+        interior: [N, nf(r), r, r], added to the activation that the ring of r surrounds, after the style modulation,
+            or None. A step past the paper, whose ring is the border of such a map (METHOD section 13).
     """
 
     const: Tensor | None
     rings: tuple[Tensor, ...]
     modulated: bool = False
+    interior: Tensor | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "rings", tuple(self.rings))
-        if self.const is None and not self.rings:
+        if not self.tensors:
             raise ValueError("Padding: neither const nor rings given; use p=None for a code without padding")
         for i, ring in enumerate(self.rings):
             positions = 4 * (ring_resolution(i) + 1)
@@ -103,27 +106,32 @@ class Padding(_Linear):
                                  f"got {list(ring.shape)}")  # fmt: skip
         if self.const is not None and (self.const.ndim != 4 or self.const.shape[2:] != (4, 4)):
             raise ValueError(f"const: expected [N, C, 4, 4], got {list(self.const.shape)}")
+        if self.interior is not None and (self.interior.ndim != 4 or self.interior.shape[2] != self.interior.shape[3]):
+            raise ValueError(f"interior: expected [N, C, r, r], got {list(self.interior.shape)}")
         if len({len(t) for t in self.tensors}) > 1:
             raise ValueError(f"Padding: batch sizes differ: {[len(t) for t in self.tensors]}")
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (() if self.const is None else (self.const,)) + self.rings
+        return tuple(t for t in (self.const, *self.rings, self.interior) if t is not None)
 
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def map(self, f):
-        const = None if self.const is None else f(self.const)
-        return Padding(const, tuple(f(ring) for ring in self.rings), self.modulated)
+        const = None if self.const is None else f(self.const)  # in the order of `tensors`
+        rings = tuple(f(ring) for ring in self.rings)
+        return Padding(const, rings, self.modulated, None if self.interior is None else f(self.interior))
 
     def zip(self, other, f):
-        mine, theirs = ([None if t is None else [*t.shape[1:]] for t in (p.const, *p.rings)] for p in (self, other))
+        mine, theirs = (
+            [None if t is None else [*t.shape[1:]] for t in (p.const, *p.rings, p.interior)] for p in (self, other)
+        )
         if mine != theirs or self.modulated != other.modulated:
-            raise ValueError(f"p: paddings of different layout, const and rings of {mine} against {theirs}; both codes "
-                             "must come from encoders of one layout for one generator")  # fmt: skip
-        const = None if self.const is None else f(self.const, other.const)
-        return Padding(const, tuple(f(a, b) for a, b in zip(self.rings, other.rings, strict=True)), self.modulated)
+            raise ValueError(f"p: paddings of different layout, const, rings and interior of {mine} against {theirs}; "
+                             "both codes must come from encoders of one layout for one generator")  # fmt: skip
+        pairs = iter(zip(self.tensors, other.tensors, strict=True))
+        return self.map(lambda _: f(*next(pairs)))
 
     @classmethod
     def from_maps(cls, maps: dict[int, Tensor]) -> "Padding":
@@ -139,7 +147,12 @@ class Padding(_Linear):
         return cls(centre(maps[0], 4) if 0 in maps else None, rings)
 
     def to_maps(self) -> dict[int, Tensor]:
-        """The authors' full maps, zero wherever no generator reads: the inverse of `from_maps`."""
+        """The authors' full maps, zero wherever no generator reads: the inverse of `from_maps`.
+
+        Raises ValueError for an interior, which they have no place for.
+        """
+        if self.interior is not None:
+            raise ValueError("interior: the authors' maps have no place for it")
         size = ring_resolution(max(len(self.rings) - 1, 0)) + 2
 
         def embed(x: Tensor) -> Tensor:
@@ -195,9 +208,8 @@ class Code(_Linear):
             codes[0].zip(code, lambda a, b: b)  # raises where layouts differ
         p = None
         if codes[0].p is not None:
-            const = None if codes[0].p.const is None else torch.cat([c.p.const for c in codes])
-            rings = tuple(map(torch.cat, zip(*(c.p.rings for c in codes), strict=True)))
-            p = Padding(const, rings, codes[0].p.modulated)
+            parts = map(torch.cat, zip(*(c.p.tensors for c in codes), strict=True))
+            p = codes[0].p.map(lambda _: next(parts))
         return cls(torch.cat([c.w for c in codes]), p)
 
     def save(self, path, **metadata) -> None:
@@ -205,7 +217,7 @@ class Code(_Linear):
         tensors = {"w": self.w}
         if self.p is not None:
             tensors |= {f"ring{i}": ring for i, ring in enumerate(self.p.rings)}
-            tensors |= {} if self.p.const is None else {"const": self.p.const}
+            tensors |= {key: t for key in ("const", "interior") if (t := getattr(self.p, key)) is not None}
             metadata |= {"modulated": True} if self.p.modulated else {}
         save_tensors(path, tensors, {"kind": "code", **{key: json.dumps(value) for key, value in metadata.items()}})
 
@@ -216,7 +228,8 @@ class Code(_Linear):
         try:
             rings = tuple(tensors[f"ring{i}"] for i in range(sum(key.startswith("ring") for key in tensors)))
             modulated = metadata.get("modulated") == "true"
-            p = Padding(tensors.get("const"), rings, modulated) if rings or "const" in tensors else None
+            parts = tensors.get("const"), rings, modulated, tensors.get("interior")
+            p = Padding(*parts) if len(tensors) > 1 else None
             return cls(tensors["w"], p)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: not a whole code ({error})") from error

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from padinv.model.codes import Code, Padding, centre, ring_resolution
 from padinv.model.generator import Generator
 from padinv.ops import take_ring
-from padinv.ops.frozen import convolve
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class EncoderConfig:
     w_dim: int = 512  # numbers per code: the generator's
     channels: tuple[int, ...] = (512, 512, 512, 512, 512)  # nf(4), nf(8), nf(16), …: the generator's
     input_resolution: int = 64  # images of other sizes are resized to it
+    stem_stride: int = 1  # of the first convolution; 2 lets large images in at little cost
     widths: tuple[int, ...] = (32, 64, 128, 192)  # channels of each backbone stage
     depths: tuple[int, ...] = (1, 3, 3, 2)  # blocks of each stage
     strides: tuple[int, ...] = (2, 2, 2, 2)  # of the first block of each stage
@@ -42,6 +42,7 @@ class EncoderConfig:
     padding_level: int = 0  # pyramid level that feeds the P branch: 0 the finest, 2 the coarsest
     padding_channels: int = 48  # of the P branch
     padding_depth: int = 2  # blocks of the P branch
+    interior: int = 0  # resolution of an interior beside the rings; 0: none, as in the paper (METHOD section 13)
     # What the ablations vary, and the baselines.
     padding_heads: str = "layer"  # 1×1 heads of the rings: one per "layer", one "shared", or "none"
     modulated: bool = False  # the rings lie before the style modulation: the generator multiplies them by the style
@@ -58,12 +59,13 @@ class EncoderConfig:
         if not 0 <= self.padded_resolutions <= len(self.channels):
             raise ValueError(f"padded_resolutions: expected 0 to {len(self.channels)}, the generator's resolutions, "
                              f"got {self.padded_resolutions}")  # fmt: skip
+        inside = tuple(ring_resolution(i) for i in range(len(self.channels)))
         choices = {"padding": ("offset", "outright"), "layout": ("aligned", "centre"), "padding_level": (0, 1, 2),
-                   "padding_heads": ("layer", "shared", "none")}  # fmt: skip
+                   "padding_heads": ("layer", "shared", "none"), "interior": (0, *inside)}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        if not self.predict_w and not (self.padded_resolutions or self.replace_const):
+        if not self.predict_w and not self.predicts_p:
             raise ValueError(
                 "predict_w: an encoder without w, rings (padded_resolutions) and constant predicts nothing"
             )
@@ -76,9 +78,18 @@ class EncoderConfig:
                              "stage must keep at least 2²")  # fmt: skip
 
     @property
+    def predicts_p(self) -> bool:
+        return self.padded_resolutions > 0 or self.replace_const or self.interior > 0
+
+    @property
+    def interior_channels(self) -> int:
+        """nf(r) of the interior's resolution r."""
+        return self.channels[int(math.log2(self.interior)) - 2]
+
+    @property
     def level_sizes(self) -> list[int]:
         """Side of each pyramid level, finest first."""
-        sizes = [self.input_resolution]
+        sizes = [-(-self.input_resolution // self.stem_stride)]
         for stride in self.strides:
             sizes.append(-(-sizes[-1] // stride))
         return sizes[-3:]
@@ -131,12 +142,11 @@ class ResidualBlock(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        before, first, act, second, after, gate = self.residual
         shortcut = x[:, :, :: self.stride, :: self.stride]
         if self.shortcut is not None:
-            shortcut = convolve(self.shortcut[0], x, self.shortcut[1])  # [N, C_out, H/stride, W/stride]
-        x = convolve(second, act(convolve(first, before(x))), after)  # [N, C_out, H/stride, W/stride]
-        return torch.addcmul(shortcut, x, gate(x))
+            shortcut = self.shortcut(x)  # [N, C_out, H/stride, W/stride]
+        x = self.residual[:-1](x)  # [N, C_out, H/stride, W/stride]
+        return torch.addcmul(shortcut, x, self.residual[-1](x))
 
 
 class Heads(nn.Module):
@@ -158,7 +168,7 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, s, s] -> [N, heads, w_dim]."""
         for conv in self.convs:
-            x = convolve(conv, x, slope=0.01)  # [N, heads · C_head, s/2, s/2]
+            x = F.leaky_relu(conv(x), 0.01)  # [N, heads · C_head, s/2, s/2]
         heads, _, channels = self.weight.shape
         with torch.autocast(x.device.type, enabled=False):
             x = x.float().reshape(-1, heads, channels)  # [N, heads, C_head]
@@ -184,7 +194,8 @@ class PaddingBranch(nn.Module):
         offset = config.padding == "offset"
         headed = offset and config.replace_const and config.padding_heads != "none"
         self.const = nn.Conv2d(c, config.channels[0], 1) if headed else None
-        for head in [*self.rings, self.const] if offset else []:
+        self.interior = nn.Conv2d(c, config.interior_channels, 1) if config.interior else None
+        for head in ([*self.rings, self.const] if offset else []) + [self.interior]:
             if head is not None:
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
@@ -193,6 +204,8 @@ class PaddingBranch(nn.Module):
     def forward(self, x: Tensor, const: Tensor) -> Padding:
         """x: [N, C, s, s], const: [1, nf(4), 4, 4] of the generator."""
         x = self.blocks(x)  # [N, C_p, s, s]
+        r = self.config.interior
+        interior = self.interior(resize(x, r, r)).float() if r else None  # [N, nf(r), r, r]
         if self.aligned:
             edges = torch.stack((x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]), dim=2)  # [N, C_p, 4, s]
             inner = resize(x, 4, 4)  # [N, C_p, 4, 4]
@@ -212,19 +225,14 @@ class PaddingBranch(nn.Module):
                 ring = self.rings[min(i, len(self.rings) - 1)](ring)
             rings.append(ring[:, :nf].float())  # [N, nf(r), 4(r + 1)]
         if not self.config.replace_const:
-            return Padding(None, rings, self.config.modulated)
+            return Padding(None, rings, self.config.modulated, interior)
         inner = (inner if self.const is None else self.const(inner)).float()  # [N, nf(4), 4, 4]
-        return Padding(const + inner if self.offset else inner, rings, self.config.modulated)
+        return Padding(const + inner if self.offset else inner, rings, self.config.modulated, interior)
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with the corner pixels on the corners: [N, C, H, W] -> [N, C, height, width]."""
     return F.interpolate(x, size=(height, width), mode="bicubic", align_corners=True)
-
-
-def lateral(layer: nn.Module, x: Tensor) -> Tensor:
-    """Of the pyramid: a 1×1 convolution, or nothing."""
-    return convolve(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -246,7 +254,7 @@ class Encoder(nn.Module):
         c, fed = config.pyramid_channels, config.widths[-3:]
         widths = (config.widths[0], *config.widths)
         self.stem = nn.Sequential(
-            nn.Conv2d(6 if config.residual else 3, widths[0], 3, padding=1, bias=False),
+            nn.Conv2d(6 if config.residual else 3, widths[0], 3, stride=config.stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.PReLU(widths[0]),
         )
@@ -269,8 +277,7 @@ class Encoder(nn.Module):
             else None
             for heads, size in zip(config.level_heads, config.level_sizes, strict=True)
         )
-        predicts_p = config.padded_resolutions > 0 or config.replace_const
-        self.padding = PaddingBranch(config) if predicts_p else None
+        self.padding = PaddingBranch(config) if config.predicts_p else None
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
         self.register_buffer("const", torch.zeros(1, config.channels[0], 4, 4))
 
@@ -298,7 +305,8 @@ class Encoder(nn.Module):
         encoder.load_state_dict(state)
         last = [head for head in encoder.heads if head is not None]
         if encoder.padding is not None:
-            last += [head for head in (*encoder.padding.rings, encoder.padding.const) if head is not None]
+            branch = encoder.padding
+            last += [head for head in (*branch.rings, branch.const, branch.interior) if head is not None]
         for head in last:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
@@ -325,17 +333,16 @@ class Encoder(nn.Module):
         if y is not None:
             x = torch.cat((x, self.resized(y)), dim=1)  # [N, 6, S, S]
 
-        conv, norm, act = self.stem
-        x = act(convolve(conv, x, norm))  # [N, widths[0], S, S]
+        x = self.stem(x)  # [N, widths[0], S/stem_stride, S/stem_stride]
         features = []
         for stage in self.stages:
-            x = stage(x)  # [N, widths[i], S/stride, S/stride]
+            x = stage(x)  # [N, widths[i], s/stride, s/stride]
             features.append(x)
 
-        levels = [lateral(self.laterals[2], features[-1])]  # coarsest first: [N, C, s, s]
+        levels = [self.laterals[2](features[-1])]  # coarsest first: [N, C, s, s]
         for layer, feature in zip(self.laterals[1::-1], features[-2:-4:-1], strict=True):
             below = F.interpolate(levels[-1], size=feature.shape[-2:], mode="bilinear", align_corners=True)
-            levels.append(lateral(layer, feature) + below)  # [N, C, 2s, 2s]
+            levels.append(layer(feature) + below)  # [N, C, 2s, 2s]
 
         if self.config.predict_w:
             heads = zip(self.heads[::-1], levels, strict=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from padinv.model.codes import Code, Padding
 from padinv.ops import bias_act, fir_filter, pad_ring, upfirdn2d
-from padinv.ops.frozen import dtype_of, inferring, once
 
 NOISE = ("const", "none", "random")
 
@@ -77,67 +76,40 @@ class ModulatedConv(nn.Module):
         self.register_buffer("noise", torch.randn(resolution, resolution))
         self.up = up
 
-    def scaled(self) -> tuple[Tensor, Tensor]:
-        """The weight with its equalised learning rate, and its power Σ_k W² in float32: [C_out, C_in]."""
-        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
-        return weight, weight.float().square().sum(dim=(2, 3))
-
-    def modulation(self, w: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    def modulation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Style and demodulation, [N, C_in] and [N, C_out], in float32 whatever autocast says: both are small, and
-        rounding them would tint whole feature maps."""
+        rounding them would tint whole feature maps. The gain 1/√fan_in of the weight cancels out, but for ε."""
         with torch.autocast(w.device.type, enabled=False):
             style = self.affine(w.float())  # [N, C_in]
-            return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8)
+            power = self.weight.float().square().sum(dim=(2, 3))  # [C_out, C_in]
+            return style, torch.rsqrt(F.linear(style.square(), power) + 1e-8 * self.weight[0].numel())
 
     def forward(
-        self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False
-    ) -> Tensor:
-        weight, power = once(self, "scaled", (self.weight,), self.scaled)
-        style, demodulate = self.modulation(w, power)
+        self, x: Tensor, w: Tensor, ring: Tensor | None, noise: str, fir: Tensor, modulated: bool = False,
+        interior: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        style, demodulate = self.modulation(w)
         if ring is not None and modulated:
             ring = ring * style[:, :, None]
-        maps = None  # of noise
-        if noise != "none":
-            r = x.shape[-1] * 2 if self.up else x.shape[-1]
-            maps = torch.randn(len(x), 1, r, r, dtype=dtype_of(x), device=x.device) if noise == "random" else self.noise
-            maps = maps.to(dtype_of(x)) * self.noise_strength.to(dtype_of(x))  # [N, 1, r, r] or [r, r]
-        if inferring(x, weight, style, *(t for t in (ring, maps) if t is not None)):
-            return self.infer(x, weight, style, demodulate, ring, maps, fir)
+        if interior is not None:  # added to what the style has scaled, so the scaling is done here
+            x = x * style.to(x.dtype)[:, :, None, None] + interior.to(x.dtype)
+            style = torch.ones_like(style)
         if self.up:
             x = x * style.to(x.dtype)[:, :, None, None]
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, C_out, 2r + 1, 2r + 1]
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [N, C_out, 2r + 1, 2r + 1]
             x = upfirdn2d(x, fir, pad=(1, 1, 1, 1), gain=4)  # [N, C_out, 2r, 2r]
         elif ring is None:
             x = x * style.to(x.dtype)[:, :, None, None]
-            x = F.conv2d(x, weight, padding=1)  # [N, C_out, r, r]
+            x = F.conv2d(x, self.weight, padding=1)  # [N, C_out, r, r]
         else:
-            x = F.conv2d(pad_ring(x, ring, style), weight)  # [N, C_out, r, r]
+            x = F.conv2d(pad_ring(x, ring, style), self.weight)  # [N, C_out, r, r]
         x = x * demodulate.to(x.dtype)[:, :, None, None]
+        maps = None  # of noise
+        if noise != "none":
+            fresh = noise == "random"
+            maps = torch.randn(len(x), 1, *x.shape[2:], dtype=x.dtype, device=x.device) if fresh else self.noise
+            maps = maps.to(x.dtype) * self.noise_strength.to(x.dtype)  # [N, 1, r, r] or [r, r]
         return bias_act(x, self.bias, noise=maps)
-
-    def infer(
-        self, x: Tensor, weight: Tensor, style: Tensor, demodulate: Tensor, ring: Tensor | None,
-        maps: Tensor | None, fir: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """The same without gradients on a CPU: the gain of the activation is folded into what stands before it, and
-        layers with fewer weights than activations modulate the weights."""
-        gain, dtype = math.sqrt(2), dtype_of(x)
-        x, bias, scale = x.to(dtype), (gain * self.bias).to(dtype), gain * demodulate  # scale: [N, C_out]
-        folded = len(x) == 1 and ring is None and x[0].numel() > weight.numel()
-        if folded:
-            weight = weight * style[0, :, None, None] * scale[0, :, None, None, None]
-        else:
-            x = x * style.to(dtype)[:, :, None, None] if ring is None else pad_ring(x, ring, style)
-        weight = weight.to(dtype)
-        if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, C_out, 2r + 1, 2r + 1]
-            taps = (4 * fir).to(dtype).expand(len(bias), 1, -1, -1)  # [C_out, 1, 4, 4]
-            x = F.conv2d(x, taps, bias if folded else None, padding=1, groups=len(bias))  # [N, C_out, 2r, 2r]
-        else:
-            x = F.conv2d(x, weight, bias if folded else None, padding=int(ring is None))  # [N, C_out, r, r]
-        if not folded:
-            x = x.mul_(scale.to(dtype)[:, :, None, None]).add_(bias[:, None, None])
-        return F.leaky_relu_(x if maps is None else x.add_(maps, alpha=gain), 0.2)
 
 
 class ToRGB(nn.Module):
@@ -152,9 +124,6 @@ class ToRGB(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         with torch.autocast(w.device.type, enabled=False):
             style = self.affine(w.float()) * (1 / math.sqrt(x.shape[1]))  # [N, C]
-        if len(x) == 1 and inferring(x, self.weight, style):  # a small weight takes the style
-            weight = self.weight * style[0, :, None, None]  # [3, C, 1, 1]
-            return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype))  # [1, 3, r, r]
         x = F.conv2d(x * style.to(x.dtype)[:, :, None, None], self.weight)  # [N, 3, r, r]
         return bias_act(x, self.bias, act="linear")
 
@@ -177,10 +146,11 @@ class Block(nn.Module):
         noise: str,
         fir: Tensor,
         modulated: bool,
+        interior: Tensor | None,
     ):
         if self.conv0 is not None:
             x = self.conv0(x, ws[0], None, noise, fir)  # [N, C_out, r, r]
-        x = self.conv1(x, ws[-2], ring, noise, fir, modulated)
+        x = self.conv1(x, ws[-2], ring, noise, fir, modulated, interior)
         y = self.to_rgb(x, ws[-1]).float()  # [N, 3, r, r]
         if rgb is not None:
             y = y + upfirdn2d(rgb, fir, up=2, pad=(2, 1, 2, 1), gain=4)  # [N, 3, r, r]
@@ -272,6 +242,11 @@ class Generator(nn.Module):
             if ring.shape[1] != self.config.channels(r):
                 raise ValueError(f"p.rings: expected {self.config.channels(r)} channels at resolution {r}, got "
                                  f"{ring.shape[1]}: the code belongs to another generator")  # fmt: skip
+        if p.interior is not None:
+            c, r = p.interior.shape[1:3]
+            if r not in self.config.resolutions or c != self.config.channels(r):
+                raise ValueError(f"p.interior: {c} channels at {r}² fit no layer of this generator of "
+                                 f"{self.resolution}²: the code belongs to another generator")  # fmt: skip
 
     def synthesis(self, w: Tensor, p: Padding | None = None, noise: str = "const") -> Tensor:
         """Images of codes (paper, section 3).
@@ -296,7 +271,9 @@ class Generator(nn.Module):
         rgb = None
         for i, block in enumerate(self.blocks):
             ws = [w[:, j] for j in range(max(2 * i - 1, 0), 2 * i + 2)]  # 3 × [N, w_dim], 2 for the first block
-            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir, p is not None and p.modulated)
+            here = p is not None and p.interior is not None and p.interior.shape[-1] == self.config.resolutions[i]
+            interior, modulated = p.interior if here else None, p is not None and p.modulated
+            x, rgb = block(x, rgb, ws, rings[i], noise, self.fir, modulated, interior)
         return rgb
 
     def forward(self, code: Code, noise: str = "const") -> Tensor:

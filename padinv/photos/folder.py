@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, read_image, to_float, to_uint8
 from padinv.images.viz import tile
+from padinv.inversion.compiled import compile
 from padinv.inversion.optimise import draw
 from padinv.measure.identity import ArcFace, arcface, similarity
 from padinv.measure.metrics import compare
@@ -287,7 +288,8 @@ def invert_photos(
         pasted: write the photographs with the inversions in them.
         identity: file of ArcFace weights (`measure.identity.arcface`), to measure likeness too; the template says
             where in the crop it looks, also where `aligned`.
-        compiled: let torch.compile write the generator's code for this machine: a minute, then shorter steps.
+        compiled: by torch.compile, for shorter steps after a minute; without steps on a CPU by `padinv.compile`, one
+            picture at once unless `batch` says otherwise.
         device: "auto" for a GPU where there is one.
         workers: processes that read and look for faces; None for one fewer than cores, at most 8.
 
@@ -307,8 +309,11 @@ def invert_photos(
     place = state.device if device == "auto" else torch.device(device)
     nets = Networks.load(generator, encoder, place, template=template, steps=steps, space=space, batch=batch, bf16=bf16)
     results = Results(out, not aligned and template != "center", pasted and not aligned, fingerprint(nets.G))
-    if compiled:
+    if compiled and (nets.steps or place.type != "cpu"):
         nets.G = torch.compile(nets.G)
+    elif compiled:
+        nets.G, nets.E = (compile(network, "bf16" if bf16 else "fp32") for network in (nets.G, nets.E))
+        nets.batch = batch or 1  # every number of pictures would take a compilation
     G = nets.G
     box = ArcFace.FFHQ_BOX if template == "ffhq" else (0, 0, 1)
     judge = arcface(identity, place, box) if identity else None

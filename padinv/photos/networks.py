@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from padinv.files.arrays import read_array
 from padinv.files.checkpoints import is_safetensors, load_encoder, load_generator
+from padinv.files.pickles import errors_of
 from padinv.images.datasets import read_image, to_float
 from padinv.images.viz import tile
 from padinv.inversion.optimise import draw, invert, project
@@ -107,6 +109,33 @@ class Networks:
             raise ValueError(f"{path}: made with another generator ({error}); give --generator that one, or make it "
                              "anew with this one") from error  # fmt: skip
         return code
+
+    def load_directions(self, path) -> tuple[list[str], Code]:
+        """Read directions, each with its name: those of `padinv directions`; or another project's one of w, a tensor
+        [w_dim], [1, w_dim] or [1, num_ws, w_dim] in a .npy or .pt, which keeps its length and is named as its file.
+
+        Raises:
+            ValueError: names the file: as `load_code` or `read_array`, another shape or type, names or numbers that
+                make no directions.
+        """
+        num_ws, w_dim = self.G.num_ws, self.G.config.w_dim
+        with errors_of(path):
+            if is_safetensors(path):
+                directions, names = self.load_code(path), json.loads(read_metadata(path).get("names", "[]"))
+                names = [*names] or [*map(str, range(len(directions)))]
+            else:
+                d, names = read_array(path), [Path(path).stem]
+                if list(d.shape) not in ([w_dim], [1, w_dim], [1, num_ws, w_dim]):
+                    raise ValueError(f"a direction {list(d.shape)} does not fit this generator: expected [{w_dim}], "
+                                     f"[1, {w_dim}] or [1, {num_ws}, {w_dim}]")  # fmt: skip
+                if not d.is_floating_point():
+                    raise ValueError(f"expected a direction of real numbers, found {d.dtype}")
+                directions = Code(d.to(self.G.w_avg, copy=True).expand(1, num_ws, w_dim))
+            if not names or len(names) != len(directions) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"expected a name for each of {len(directions)} directions, found {names}")
+            if not all(t.isfinite().all() for t in directions.tensors):
+                raise ValueError("a direction with NaN or an infinity")
+        return names, directions
 
     def save(self, code: Code, out, **metadata) -> list[Path]:
         """Write codes and, beside them, a picture with their images in a row: out.safetensors and out.png."""

@@ -8,30 +8,20 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from padinv.model.generator import EqualLinear, GeneratorConfig
-from padinv.training.discriminators import EqualConv, ResidualBlock
+from padinv.model.generator import GeneratorConfig
+from padinv.training.discriminators import FromImage
 
 
-class ToLatent(nn.Module):
-    """Image -> z on the sphere: the trunk of StyleGAN2's discriminator, named by resolution as that is."""
+class ToLatent(FromImage):
+    """Image -> z on the sphere: [N, 3, R, R] in [−1, 1] -> [N, z_dim], of norm √z_dim."""
 
     def __init__(self, config: GeneratorConfig):
-        super().__init__()
-        nf, r = config.channels, config.resolution
-        self.from_rgb = nn.ModuleDict({f"r{r}": EqualConv(3, nf(r), 1)})
-        self.blocks = nn.ModuleDict({f"r{r}": ResidualBlock(nf(r), nf(r // 2)) for r in config.resolutions[:0:-1]})
-        self.dense = EqualLinear(nf(4) * 16, nf(4), act="lrelu")
-        self.out = EqualLinear(nf(4), config.z_dim)
+        super().__init__(config, config.z_dim, compare=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, R, R] in [−1, 1] -> [N, z_dim], of norm √z_dim."""
-        x = self.from_rgb[f"r{x.shape[-1]}"](x)  # [N, nf(R), R, R]
-        for block in self.blocks.values():
-            x = block(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return on_sphere(self.out(self.dense(x.float().flatten(1))))
+        return on_sphere(super().forward(x))
 
 
 def on_sphere(z: Tensor) -> Tensor:

@@ -47,13 +47,13 @@ class ResidualBlock(nn.Module):
         return y + self.skip(x, gain=math.sqrt(0.5))  # [N, C_out, r/2, r/2]
 
 
-def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+def minibatch_std(x: Tensor) -> Tensor:
     """Append a channel with the standard deviation over groups of images, which exposes a lack of variety.
 
-    x: [N, C, H, W] -> [N, C + 1, H, W]; groups of `group` images, or of the largest divisor of N below it.
+    x: [N, C, H, W] -> [N, C + 1, H, W]; groups of 4 images, or of the largest divisor of N below it.
     """
     n, c, h, w = x.shape
-    group = max(g for g in range(1, min(group, n) + 1) if n % g == 0)
+    group = max(g for g in range(1, min(4, n) + 1) if n % g == 0)
     y = x.float().reshape(group, -1, c, h, w)  # [G, N/G, C, H, W]
     std = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [N/G]
     std = std.to(x.dtype).repeat(group).reshape(n, 1, 1, 1).expand(-1, -1, h, w)  # [N, 1, H, W]
@@ -71,51 +71,52 @@ class LatentDiscriminator(nn.Sequential):
         super().__init__(*hidden, EqualLinear(w_dim, 1))
 
 
-class Discriminator(nn.Module):
-    """Image -> realness logit. Channels and resolution are those of the generator's config.
+class FromImage(nn.Module):
+    """Image -> vector. Channels and resolution are those of the generator's config; `compare` adds `minibatch_std`.
 
-    Blocks are named by the resolution they start from, so that a discriminator of a lower resolution is the tail of
-    one of a higher resolution (`from_rgb` aside).
+    Blocks are named by the resolution they start from, so that a network of a lower resolution is the tail of one of a
+    higher resolution (`from_rgb` aside).
     """
 
-    def __init__(self, config: GeneratorConfig):
+    def __init__(self, config: GeneratorConfig, out: int, compare: bool):
         super().__init__()
-        nf = config.channels
-        self.resolution = config.resolution
-        self.from_rgb = nn.ModuleDict({f"r{config.resolution}": EqualConv(3, nf(config.resolution), 1)})
+        nf, self.resolution = config.channels, config.resolution
+        self.from_rgb = nn.ModuleDict({f"r{self.resolution}": EqualConv(3, nf(self.resolution), 1)})
         self.blocks = nn.ModuleDict({f"r{r}": ResidualBlock(nf(r), nf(r // 2)) for r in config.resolutions[:0:-1]})
-        self.conv = EqualConv(nf(4) + 1, nf(4), 3)
+        self.conv = EqualConv(nf(4) + 1, nf(4), 3) if compare else None
         self.dense = EqualLinear(nf(4) * 16, nf(4), act="lrelu")
-        self.out = EqualLinear(nf(4), 1)
+        self.out = EqualLinear(nf(4), out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [N, 3, R, R] in [−1, 1] -> logits [N]. Raises ValueError on another resolution."""
+        """x: [N, 3, R, R] in [−1, 1] -> [N, out]. Raises ValueError on another resolution."""
         if x.shape[1:] != (3, self.resolution, self.resolution):
             raise ValueError(f"x: expected [N, 3, {self.resolution}, {self.resolution}], got {list(x.shape)}")
         x = self.from_rgb[f"r{self.resolution}"](x)  # [N, nf(R), R, R]
         for block in self.blocks.values():
             x = block(x)
-        x = self.conv(minibatch_std(x))  # [N, nf(4), 4, 4]
+        if self.conv is not None:
+            x = self.conv(minibatch_std(x))  # [N, nf(4), 4, 4]
         with torch.autocast(x.device.type, enabled=False):
-            return self.out(self.dense(x.float().flatten(1))).squeeze(1)  # [N]
+            return self.out(self.dense(x.float().flatten(1)))
+
+
+class Discriminator(FromImage):
+    """Image -> realness logit: [N, 3, R, R] in [−1, 1] -> [N]."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config, 1, compare=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(1)
 
 
 class Both(nn.Module):
-    """Image -> logits of both discriminators, the one of pixels on augmented images (Kumari et al. 2022, who keep it
-    beside those of features)."""
+    """The discriminators of images, which is shown them augmented, and of features (Kumari et al. 2022, who keep the
+    one of pixels beside those of features)."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.images, self.features = Discriminator(config), FeatureDiscriminator(config.resolution)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: [N, 3, R, R] in [−1, 1] -> logits [N] of images, [N, M] of features."""
-        return self.images(augment(x)), self.features(x)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "Both":
-        for part in (self.images, self.features):
-            part.requires_grad_(requires_grad)
-        return self
 
 
 def augment(x: Tensor) -> Tensor:
@@ -173,15 +174,8 @@ class FeatureDiscriminator(nn.Module):
             nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths[1:], widths[:-1], strict=True)
         )
         for layer in (*self.mix, *self.down):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            nn.init.kaiming_normal_(layer.requires_grad_(False).weight, nonlinearity="linear")  # stay random
         self.heads = nn.ModuleList(FeatureHead(w, r, 2 * width) for w, r in zip(widths, sizes, strict=True))
-        self.requires_grad_(True)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "FeatureDiscriminator":
-        super().requires_grad_(requires_grad)
-        for layer in (*self.mix, *self.down):  # stay random
-            layer.requires_grad_(False)
-        return self
 
     def features(self, x: Tensor) -> list[Tensor]:
         """x: [N, 3, R, R] in [−1, 1] -> four mixed maps [N, C, r, r], from fine to coarse."""

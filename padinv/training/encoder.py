@@ -47,6 +47,12 @@ class EncoderTraining(Run):
     passes: int = 1  # ReStyle: steps on one batch, each from where the one before led
     w_only: float = 0.0  # weight of the distances of G(w) without P, beside those with it: w keeps drawing what it can
     w_only_part: float = 1.0  # share of each batch on which they are taken
+    p_drop: float = 0.0  # share of each batch that is drawn from w alone, instead
+    p_from: int = 0  # images that are drawn from w alone before P comes in
+    w_hinge: float = 0.0  # in place of w_norm: how much closer to w_avg than codes of the mapping w is, on average
+    interior_norm: float = 0.0  # mean square of the interior
+    edited: float = 0.0  # weight of the distances after random edits, on images of the generator, where they are known
+    edited_part: float = 0.25  # share of each batch that makes room for those images
     swap: float = 0.0  # weight of recoloured images drawn from P of the original and W+ of a warped copy (`views`)
     lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
@@ -64,8 +70,11 @@ def start_encoder(config: EncoderTraining, G: Generator, first: Encoder | None, 
         if trained.config != E.config:
             raise ValueError(f"init: {init} has another architecture than the settings; give it the same `encoder`")
         E.load_state_dict(trained.state_dict())
-    if config.swap and (first is not None or E.padding is None):
-        raise ValueError("swap: needs an encoder that predicts P, and no residual one")
+    alone = [name for name in ("swap", "p_drop", "edited") if getattr(config, name)]
+    if alone and (first is not None or len(alone) > 1 or (E.padding is None and alone != ["edited"])):
+        raise ValueError(f"{', '.join(alone)}: one at a time, for an encoder that predicts P and is no residual one")
+    if config.interior_norm and not E.config.interior:
+        raise ValueError("interior_norm: needs an encoder that predicts an interior")
     return E.to(G.const.device, memory_format=torch.channels_last).requires_grad_(True).train()
 
 
@@ -112,7 +121,14 @@ class EncoderTrainer:
         self.networks = [self.E, self.optimizer]
         if config.identity:
             self.likeness = arcface(config.identity_weights, loop.device, config.identity_box)
-        self.perceptual = lpips("alex", loop.device, config.lpips_weights or None) if config.lpips else None
+        self.predict, self.synthesis = loop.compiled(self.E.forward), loop.compiled(G.synthesis)
+        if config.lpips:
+            self.perceptual = lpips("alex", loop.device, config.lpips_weights or None)
+            self.features = loop.compiled(self.perceptual.features)
+        if config.w_hinge:
+            with torch.no_grad():
+                w = G.mapping(torch.randn(10_000, G.config.z_dim, device=loop.device))
+                self.spread = (w - G.w_avg).flatten(1).norm(dim=1).mean()
         if config.adversarial:
             D = Discriminator(replace(G.config, resolution=self.resolution))
             self.of_images = self.adversary(D.to(loop.device, memory_format=torch.channels_last))
@@ -131,7 +147,7 @@ class EncoderTrainer:
     # What it predicts
 
     def draw(self, code: Code) -> Tensor:
-        y = self.G(code)
+        y = self.synthesis(code.w, code.p)
         return y if self.resolution == self.G.resolution else F.adaptive_avg_pool2d(y, self.resolution)  # [N, 3, r, r]
 
     def unlocked(self, w: Tensor) -> Tensor:
@@ -146,43 +162,76 @@ class EncoderTrainer:
     def encode(self, x: Tensor, code: Code | None) -> Code:
         """Of images; a residual encoder goes on from a code."""
         if code is None:
-            return self.E(x)
+            return self.predict(x)
         with torch.no_grad():
             y = self.draw(code)
-        return self.E(x, y, code)
+        return self.predict(x, y, code)
 
     def encode_swapped(self, x: Tensor, warped: Tensor) -> Code:
         """2N codes, all with P of x: of x, and with W+ of its warped copies."""
-        code = self.E(torch.cat((x, warped)).contiguous(memory_format=torch.channels_last))
+        code = self.predict(torch.cat((x, warped)).contiguous(memory_format=torch.channels_last))
         plain = code[: len(x)]
         return Code(code.w, Code.cat([plain, plain]).p)
 
     # What it learns from
 
-    def distances(self, y: Tensor, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def target(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images with what LPIPS sees in them, which serves every answer to them."""
+        with torch.no_grad(), self.loop.autocast():
+            return x, self.features(x) if self.config.lpips else None
+
+    def distances(self, y: Tensor, target: tuple) -> Iterator[tuple[str, Tensor]]:
         """Losses of each image, by the setting that weighs them: [N]."""
+        x, features = target
         if self.config.mse:
             yield "mse", (y - x).square().mean(dim=(1, 2, 3))
         if self.config.lpips:
             with self.loop.autocast():
-                error = self.perceptual(y, x)
-            yield "lpips", error
+                mine = self.features(y)
+            yield "lpips", self.perceptual.distance(mine, features)
 
-    def distances_alone(self, x: Tensor, w: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Means of `distances` of images drawn from w, without P, by the setting that weighs them."""
-        n = math.ceil(self.config.w_only_part * len(x))
-        with self.loop.autocast():
-            y = self.draw(Code(w[:n]))
-        for name, error in self.distances(y, x[:n]):
-            yield name, error.mean()
+    def answers(self, code: Code) -> Tensor:
+        """Images of codes, where P was dropped or does not count yet from w alone."""
+        n, config = len(code), self.config
+        k = n if self.loop.shown < config.p_from else math.ceil(config.p_drop * n)
+        if code.p is None or not k:
+            return self.draw(code)
+        alone = self.draw(Code(code.w[:k]))
+        return alone if k == n else torch.cat((alone, self.draw(code[k:])))
+
+    def further(self, code: Code, target: tuple, edited: tuple | None) -> Iterator[tuple[str, float, Tensor]]:
+        """Distances of other images of the codes: name, weight, mean.
+
+        Of those drawn from w alone, and of those of the generator after an edit, `edited` being that edit of w and its
+        true outcome.
+        """
+        config, cases = self.config, []
+        if config.w_only and code.p is not None:
+            n = math.ceil(config.w_only_part * len(target[0]))
+            cases.append(("w_only", Code(code.w[:n]), tuple(t if t is None else t[:n] for t in target)))
+        if edited is not None:
+            change, outcome = edited
+            k = len(change)
+            cases.append(("edited", Code(code.w[:k] + change, None if code.p is None else code.p[:k]), outcome))
+        for weight, other, its_target in cases:
+            with self.loop.autocast():
+                y = self.draw(other)
+            for name, error in self.distances(y, its_target):
+                label = f"{weight.removesuffix('_only')}_{name}"
+                yield label, getattr(config, weight) * getattr(config, name), error.mean()
 
     def penalties(self, y: Tensor, x: Tensor, code: Code, n: int) -> Iterator[tuple[str, Tensor]]:
         """The other losses, by the setting that weighs them; n: of the images, those that are no views."""
         config, w = self.config, code.w
         if config.identity:
             yield "identity", self.likeness(y[:n], x[:n]).mean()
-        if config.w_norm:
-            yield "w_norm", (w - self.G.w_avg).flatten(1).norm(dim=1).mean()
+        if config.w_norm or config.w_hinge:
+            distance = (w - self.G.w_avg).flatten(1).norm(dim=1).mean()
+            yield "w_norm", distance
+        if config.w_hinge:
+            yield "w_hinge", F.relu(self.spread - distance)
+        if config.interior_norm:
+            yield "interior_norm", code.p.interior.square().mean()
         if config.adversarial:
             with self.loop.autocast():
                 loss = self.of_images.fooled(y)
@@ -192,26 +241,42 @@ class EncoderTrainer:
         if config.w_adversarial:
             yield "w_adversarial", self.of_codes.fooled(w.flatten(0, 1))
 
+    @torch.no_grad()
+    def known(self, x: Tensor) -> tuple[Tensor, tuple | None]:
+        """A batch whose first images are the generator's own, with an edit of their w and its true outcome.
+
+        The edits lead from one code of the mapping towards another, 0.2 to 0.6 of the way.
+        """
+        if not self.config.edited:
+            return x, None
+        k, (z_dim, device) = math.ceil(self.config.edited_part * len(x)), (self.G.config.z_dim, x.device)
+        w, start, end = self.G.mapping(torch.randn(3 * k, z_dim, device=device)).chunk(3)  # [k, num_ws, w_dim] each
+        change = (0.2 + 0.4 * torch.rand(k, 1, 1, device=device)) * (end - start)
+        with self.loop.autocast():
+            before, after = (self.draw(Code(w + step)).float().clamp(-1, 1) for step in (0, change))
+        x = torch.cat((before, x[k:])).contiguous(memory_format=torch.channels_last)
+        return x, (change, self.target(after))
+
     def losses(self, x: Tensor, code: Code | None) -> tuple[dict, Tensor, Tensor, Tensor, Code]:
         """Of images, and of their codes so far: values for the curves, the loss, targets, answers, codes."""
         n, swap = len(x), self.config.swap
+        x, edited = self.known(x)
         if swap:
             colours, warped = views(x)
         with self.loop.autocast():
             code = self.encode_swapped(x, warped) if swap else self.encode(x, code)
             code = replace(code, w=self.unlocked(code.w))
-            y = self.draw(code)
-        x = torch.cat((x, colours)) if swap else x
+            y = self.answers(code)
+        target = self.target(x := torch.cat((x, colours)) if swap else x)
         weight = x.new_ones(len(x))
         weight[n:] = swap
         values, loss = {}, 0.0
-        for name, error in self.distances(y, x):
+        for name, error in self.distances(y, target):
             values[name] = error[:n].mean()
             loss = loss + getattr(self.config, name) * (weight * error).sum() / n
-        if self.config.w_only and code.p is not None:
-            for name, error in self.distances_alone(x[:n], code.w[:n]):
-                values[f"w_{name}"] = error
-                loss = loss + self.config.w_only * getattr(self.config, name) * error
+        for name, weight, error in self.further(code[:n], tuple(t if t is None else t[:n] for t in target), edited):
+            values[name] = error
+            loss = loss + weight * error
         for name, value in self.penalties(y, x, code, n):
             values[name] = value
             loss = loss + getattr(self.config, name) * value

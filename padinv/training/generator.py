@@ -15,7 +15,7 @@ from padinv.images.viz import save_grid
 from padinv.measure.lpips import lpips
 from padinv.model.generator import Generator, GeneratorConfig
 from padinv.training.autoencoder import ToLatent, jitter, uniformity
-from padinv.training.discriminators import Both, Discriminator, FeatureDiscriminator
+from padinv.training.discriminators import Both, Discriminator, FeatureDiscriminator, augment
 from padinv.training.loop import Batches, Loop, Run, follow, frozen, r1_penalty, restore
 
 
@@ -78,18 +78,17 @@ class GeneratorTraining(Growing):
     beta2: float = 0.99
 
 
-LOSSES = {  # by discriminator: its loss, of logits of fakes and of reals, and the generator's, of logits of fakes
-    "images": (lambda fake, real: F.softplus(fake).mean() + F.softplus(-real).mean(),
-               lambda fake: F.softplus(-fake).mean()),
-    "features": (lambda fake, real: F.relu(1 + fake).mean() + F.relu(1 - real).mean(),
-                 lambda fake: -fake.mean()),
-}  # fmt: skip
-LOSSES["both"] = (
-    lambda fake, real: sum(LOSSES[k][0](f, r) for k, f, r in zip(("images", "features"), fake, real, strict=True)),
-    lambda fake: sum(LOSSES[k][1](f) for k, f in zip(("images", "features"), fake, strict=True)),
+# Losses: a discriminator's, of logits of fakes and of reals, and the generator's, of logits of fakes.
+LOGISTIC = (
+    lambda fake, real: F.softplus(fake).mean() + F.softplus(-real).mean(),
+    lambda fake: F.softplus(-fake).mean(),
 )
-DISCRIMINATORS = {"images": Discriminator, "features": lambda config: FeatureDiscriminator(config.resolution),
-                  "both": Both}  # fmt: skip
+HINGE = (lambda fake, real: F.relu(1 + fake).mean() + F.relu(1 - real).mean(), lambda fake: -fake.mean())
+DISCRIMINATORS = {  # by name: what makes it, and its parts, each with what it is shown of images and its losses
+    "images": (Discriminator, lambda D: [(D, nn.Identity(), *LOGISTIC)]),
+    "features": (lambda config: FeatureDiscriminator(config.resolution), lambda D: [(D, nn.Identity(), *HINGE)]),
+    "both": (Both, lambda D: [(D.images, augment, *LOGISTIC), (D.features, nn.Identity(), *HINGE)]),
+}
 
 
 class Networks(NamedTuple):
@@ -107,7 +106,7 @@ def build(config: GeneratorTraining, resolution: int, device: torch.device, old:
     """Networks and optimisers at a resolution; layers shared with the lower resolution keep their weights."""
     architecture = config.architecture(resolution)
     G = Generator(architecture)
-    D = DISCRIMINATORS[config.discriminator](architecture)
+    D = DISCRIMINATORS[config.discriminator][0](architecture)
     G_ema, E = copy.deepcopy(G), ToLatent(architecture) if config.reconstruct else nn.Identity()
     if old is not None:
         for new, trained in ((G, old.G), (D, old.D), (G_ema, old.G_ema), (E, old.E)):
@@ -131,7 +130,6 @@ class GeneratorTrainer:
 
     def __init__(self, config: GeneratorTraining, loop: Loop, batches: Batches):
         self.config, self.loop, self.batches = config, loop, batches
-        self.loss_D, self.loss_G = LOSSES[config.discriminator]
         self.perceptual = lpips("alex", loop.device) if config.reconstruct else None
         state = loop.load()
         self.set(config.stage(loop.shown) if state is None else state["resolution"])
@@ -184,20 +182,21 @@ class GeneratorTrainer:
         with self.loop.autocast():
             return G.synthesis(w, noise=config.noise), w
 
+    @property
+    def judges(self) -> list[tuple]:
+        """The parts of the discriminator, as of `DISCRIMINATORS`. R1 and the curves are of the first."""
+        return DISCRIMINATORS[self.config.discriminator][1](self.networks.D)
+
     def step_D(self, real: Tensor) -> dict[str, Tensor]:
         config, D = self.config, self.networks.D
         with torch.no_grad():
             x, _ = self.fake(len(real))
         with self.loop.autocast():
-            logits_fake, logits_real = D(x), D(real)
-        loss = self.loss_D(logits_fake, logits_real)
-        if config.discriminator == "both":
-            logits_fake, logits_real, D_r1 = logits_fake[0], logits_real[0], D.images
-        else:
-            D_r1 = D
-        values = {"loss_D": loss, "real": logits_real.mean(), "fake": logits_fake.mean()}
+            logits = [(part(view(x)), part(view(real))) for part, view, *_ in self.judges]
+        loss = sum(loss_D(*pair) for (_, _, loss_D, _), pair in zip(self.judges, logits, strict=True))
+        values = {"loss_D": loss, "real": logits[0][1].mean(), "fake": logits[0][0].mean()}
         if config.r1_gamma and self.loop.step % config.r1_every == 0:
-            values["r1"] = r1_penalty(D_r1, real)
+            values["r1"] = r1_penalty(self.judges[0][0], real)
             gamma = config.r1_gamma * (self.resolution / config.resolution) ** 2
             loss = loss + 0.5 * gamma * config.r1_every * values["r1"]
         self.loop.descend(D, self.networks.opt_D, loss)
@@ -212,7 +211,7 @@ class GeneratorTrainer:
         with frozen(D):
             x, w = self.fake(len(real))
             with self.loop.autocast():
-                loss = self.loss_G(D(x))
+                loss = sum(loss_G(part(view(x))) for part, view, _, loss_G in self.judges)
             values["loss_G"] = loss
             loss = loss + again
             if config.path_length and self.loop.step % config.path_length_every == 0:
@@ -251,8 +250,8 @@ def train_generator(
         Stop: ended early by a signal or by values that are not finite; the state is kept.
         ValueError: no images, another discriminator, or a run folder that holds another run.
     """
-    if config.discriminator not in LOSSES:
-        raise ValueError(f"discriminator: expected one of {list(LOSSES)}, got {config.discriminator!r}")
+    if config.discriminator not in DISCRIMINATORS:
+        raise ValueError(f"discriminator: expected one of {list(DISCRIMINATORS)}, got {config.discriminator!r}")
     loop = Loop(config, run_dir, curves, data)
     trainer = GeneratorTrainer(config, loop, Batches(data, config.resolution, config, loop.accelerator))
     loop.run(trainer)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from padinv.images.datasets import ImageDataset, to_float
 from padinv.model.tensors import atomic_write, file_hash
-from padinv.ops.frozen import keep_memory
+from padinv.ops.memory import keep_memory
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,12 @@ def r1_penalty(D: nn.Module, x: Tensor) -> Tensor:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Within it the module's weights get no gradients."""
-    module.requires_grad_(False)
+    trained = [t for t in module.parameters() if t.requires_grad]
+    for t in trained:
+        t.requires_grad_(False)
     yield
-    module.requires_grad_(True)
+    for t in trained:
+        t.requires_grad_(True)
 
 
 @torch.no_grad()

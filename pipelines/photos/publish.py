@@ -18,7 +18,7 @@ SOURCES = {
     "faces": ("UTKFace, tight crops of adults; https://susanqq.github.io/UTKFace/", "non-commercial research only"),
     "cats": ("AFHQ cats; https://github.com/clovaai/stargan-v2", "CC BY-NC 4.0"),
 }
-RESULTS = ("curves/**/*.tsv", "metrics/*.json", "rows/*.json", "tables/*", "timing/*.json")
+RESULTS = ("curves/**/*.tsv", "metrics/*.json", "rows/*.json", "rows/*.csv", "tables/*", "timing/*.json")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:

@@ -1,9 +1,4 @@
-"""The CUDA operations: every index of every kernel on the CPU, formulas of gradients, compilation, and GPUs."""
-
-import json
-import os
-import subprocess
-import sys
+"""The kernels for GPUs: each index in Triton's interpreter on the CPU; compiled for GPUs that are not here; on GPUs."""
 
 import pytest
 import torch
@@ -11,10 +6,25 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from padinv import ops
-from padinv.ops import cuda
+from padinv.ops import cuda, reference
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+pytest.importorskip("triton", reason="no Triton: it comes with torch for CUDA, on Linux")
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
+
+NAMES = ["pad_ring_kernel", "upfirdn2d_kernel"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+ELEMENTS = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# up, down, taps, pad: those of the networks (filter, skip, discriminator), and what else may be asked for
+UPFIRDN = [
+    (1, 1, (4, 4), (1, 1, 1, 1)), (2, 1, (4, 4), (2, 1, 2, 1)), (1, 2, (4, 4), (1, 1, 1, 1)),
+    (1, 1, (4, 4), (2, 2, 2, 2)), (2, 1, (4, 4), (-1, 2, 3, -2)), (1, 2, (4, 4), (-2, 3, 1, 0)),
+    (3, 2, (5, 3), (2, 3, 4, 1)), (1, 1, (1, 2), (0, 0, 0, 0)), (2, 2, (4, 4), (2, 1, 1, 3)),
+    (4, 1, (8, 8), (5, 4, 5, 4)), (2, 3, (3, 4), (-3, -1, -2, -1)),
+]  # fmt: skip
 
 
 def random(*shape, seed=0, dtype=torch.float64, layout=torch.contiguous_format):
@@ -22,238 +32,193 @@ def random(*shape, seed=0, dtype=torch.float64, layout=torch.contiguous_format):
     return x.to(dtype).contiguous(memory_format=layout if len(shape) == 4 else torch.contiguous_format)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Formulas, in float64 through the registered operations
-
-
-CASES = {
-    "bias_act": (cuda.bias_act_op, [random(2, 3, 4, 2), random(3, seed=1), random(4, 2, seed=2)], [0.2, 1.5, 2.0]),
-    "linear": (cuda.bias_act_op, [random(4, 3), random(3, seed=1), None], [1.0, 1.0, None]),
-    "noise of each": (cuda.bias_act_op, [random(2, 3, 4, 2), None, random(2, 1, 4, 2, seed=2)], [0.2, 1.5, None]),
-    "up": (cuda.upfirdn2d_op, [random(1, 2, 3, 4)], [random(4, 3, seed=1), 2, 1, [2, 1, -1, 2], 4.0, True]),
-    "down": (cuda.upfirdn2d_op, [random(1, 2, 5, 4)], [random(4, 4, seed=1), 1, 2, [1, 1, 1, 2], 1.0, False]),
-    "both": (cuda.upfirdn2d_op, [random(1, 1, 5, 3)], [random(3, 4, seed=1), 3, 2, [3, 2, 2, 4], 1.0, True]),
-    "pad_ring": (cuda.pad_ring_op, [random(2, 3, 3, 3), random(2, 3, 16, seed=1), random(2, 3, seed=2)], []),
-    "unstyled": (cuda.pad_ring_op, [random(2, 3, 3, 3), random(2, 3, 16, seed=1), None], []),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_and_their_gradients(name):
-    op, tensors, settings = CASES[name]
-    tensors = [None if t is None else t.clone().requires_grad_() for t in tensors]
-    # Squared, so that the first gradient depends on the input and the second one has something to find.
-    assert gradcheck(lambda *t: op(*t, *settings).square(), tensors)
-    assert gradgradcheck(lambda *t: op(*t, *settings).square(), tensors)
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(name, layout):
-    op, tensors, settings = CASES[name]
-    shaped = [t if t is None or t.ndim != 4 else t.contiguous(memory_format=layout) for t in tensors]
-    torch.library.opcheck(op, (*[None if t is None else t.detach().requires_grad_() for t in shaped], *settings))
-    if name == "pad_ring":
-        dy = random(2, 3, 5, 5, seed=3, layout=layout)
-        torch.library.opcheck(cuda.pad_ring_backward, (dy, shaped[0], shaped[2]))
-    if op is cuda.bias_act_op:
-        torch.library.opcheck(cuda.bias_act_backward, (shaped[0], 0.5 * shaped[0], *settings))
-
-
-def test_compiled_without_a_graph_break():
-    def f(x, bias, noise, ring, style):
-        x = cuda.pad_ring(cuda.bias_act(x, bias, noise=noise), ring, style)
-        return cuda.upfirdn2d(x, ops.fir_filter(), up=2, pad=(2, 1, 2, 1), gain=4).square().sum()
-
-    torch.compiler.reset()
-    shapes = (2, 3, 4, 4), (3,), (4, 4), (2, 3, 20), (2, 3)
-    tensors = [random(*s, seed=i, dtype=torch.float32).requires_grad_() for i, s in enumerate(shapes)]
-    expected = torch.autograd.grad(f(*tensors), tensors)
-    actual = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(*tensors), tensors)
-    torch.testing.assert_close(actual, expected)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Kernels: the compiled library runs the same functors on the CPU, one item after another
-
-
-@pytest.fixture(scope="session")
-def lib():
-    if not cuda.nvcc():
-        pytest.skip("no nvcc: the CUDA kernels are not compiled")
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    lib = cuda.library("{}.{}".format(*capability))
-    assert lib is not None, "the kernels do not compile"
-    return lib
-
-
 @pytest.fixture(params=["cpu", "cuda"])
-def device(request, lib, monkeypatch):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    monkeypatch.setattr(cuda, "kernels", lambda x: lib if x.dtype in cuda.DTYPES else None)
-    return request.param
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        return "cuda" if torch.cuda.is_available() else pytest.skip("no GPU")
+    for name in NAMES:
+        monkeypatch.setattr(cuda, name, InterpretedFunction(getattr(cuda, name).fn))
+    return "cpu"
 
 
-def check(op, reference, tensors, layout, dtype):
-    """Results and gradients of op in dtype against those of the reference in float64."""
-    half = dtype != torch.float32
-    tolerance = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-5, "atol": 1e-5}
-    exact = [None if t is None else t.double().requires_grad_() for t in tensors]
-    tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    y, expected = op(*tensors), reference(*exact)
-    assert y.dtype == dtype and y.shape == expected.shape and cuda.layout(y) == cuda.layout(tensors[0])
-    torch.testing.assert_close(y.double(), expected, **tolerance)
+# ----------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def check(op, expected, tensors, dtype):
+    """Results, layout and gradients of op in dtype against those of the reference in float64."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    y, wanted = op(*tensors), expected(*exact)
+    last = tensors[0].is_contiguous(memory_format=torch.channels_last) and not tensors[0].is_contiguous()
+    assert y.dtype == dtype and y.is_contiguous(memory_format=LAYOUTS[last])
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.device, dtype)
-    given = [(t, e) for t, e in zip(tensors, exact, strict=True) if t is not None]
-    actual = torch.autograd.grad(y, [t for t, _ in given], dy)
-    wanted = torch.autograd.grad(expected, [e for _, e in given], dy.double())
-    for a, w in zip(actual, wanted, strict=True):
+    pairs = [(y, wanted)]
+    pairs += zip(torch.autograd.grad(y, tensors, dy), torch.autograd.grad(wanted, exact, dy.double()), strict=True)
+    for a, w in pairs:
         scale = max(1.0, w.abs().max().item()) if w.numel() else 1.0
-        torch.testing.assert_close(a.double() / scale, w / scale, **tolerance)
+        torch.testing.assert_close(a.double() / scale, w / scale, rtol=0, atol=TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "shape", [(2, 16, 4, 8), (3, 5, 3, 7), (2, 8, 5, 5), (1, 3, 8, 16), (0, 8, 4, 4), (2, 8, 0, 3)]
-)
-@pytest.mark.parametrize("noise", ["none", "shared", "each"])
-def test_bias_act(device, shape, layout, dtype, noise):
-    n, c, h, w = shape
-    x = random(*shape, dtype=dtype, layout=layout).to(device)
-    bias = random(c, seed=1, dtype=torch.float32).to(device)
-    maps = {"none": None, "shared": random(h, w, seed=2), "each": random(n, 1, h, w, seed=2)}[noise]
-    maps = None if maps is None else maps.to(device, dtype)
-    clamp = 1.5 if dtype == torch.float32 else None  # rounded to the bound, a number loses its gradient
-    check(lambda x, b, m: cuda.bias_act(x, b, noise=m, clamp=clamp),
-          lambda x, b, m: ops.bias_act.reference(x, b, noise=m, clamp=clamp),
-          [x, bias, maps], layout, dtype)  # fmt: skip
+@pytest.mark.parametrize("shape", [(2, 16, 4), (1, 5, 7), (3, 24, 1), (0, 8, 4), (1, 8, 16)])
+@pytest.mark.parametrize("styled", [True, False])
+def test_pad_ring(device, shape, styled, layout, dtype):
+    n, c, r = shape
+    x = random(n, c, r, r, dtype=dtype, layout=layout)
+    tensors = [x, random(n, c, 4 * (r + 1), seed=1, dtype=dtype), random(n, c, seed=2, dtype=dtype)][: 2 + styled]
+    check(cuda.pad_ring, reference.pad_ring, [t.to(device) for t in tensors], dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("act, gain", [("linear", None), ("linear", 0.5), ("lrelu", None)])
-def test_bias_act_of_vectors(device, act, gain, dtype):
-    for shape in ((4, 8), (3, 5), (2, 5, 6)):
-        x, bias = random(*shape, dtype=dtype).to(device), random(shape[1], seed=1, dtype=dtype).to(device)
-        check(lambda x, b: cuda.bias_act(x, b, act, gain), lambda x, b: ops.bias_act.reference(x, b, act, gain),
-              [x, bias], torch.contiguous_format, dtype)  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("up, down, taps, pad", [
-    (1, 1, (4, 4), (1, 1, 1, 1)), (2, 1, (4, 4), (2, 1, 2, 1)), (1, 2, (4, 4), (1, 1, 1, 1)),
-    (2, 1, (4, 4), (-1, 2, 3, -2)), (1, 2, (4, 4), (-2, 3, 1, 0)), (3, 2, (5, 3), (2, 3, 4, 1)),
-    (1, 1, (1, 2), (0, 0, 0, 0)), (2, 2, (4, 4), (2, 1, 1, 3)), (4, 1, (8, 8), (5, 4, 5, 4)),
-])  # fmt: skip
+@pytest.mark.parametrize("up, down, taps, pad", UPFIRDN)
 def test_upfirdn2d(device, up, down, taps, pad, layout, dtype):
-    f = random(*taps, seed=1, dtype=torch.float32).to(device) / taps[0]
+    f = random(*taps, seed=1).to(device) / taps[0]
     for shape in ((2, 16, 7, 6), (1, 3, 5, 9), (0, 8, 6, 6)):
         x = random(*shape, dtype=dtype, layout=layout).to(device)
         check(lambda x: cuda.upfirdn2d(x, f, up, down, pad, 1.5),
-              lambda x: ops.upfirdn2d.reference(x, f.double(), up, down, pad, 1.5), [x], layout, dtype)  # fmt: skip
+              lambda x: reference.upfirdn2d(x, f, up, down, pad, 1.5), [x], dtype)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("up, down, taps, pad", [UPFIRDN[1], UPFIRDN[2], UPFIRDN[6]])
+def test_second_gradients_of_upfirdn2d(device, up, down, taps, pad):
+    x, f = random(1, 2, 4, 3).to(device).requires_grad_(), random(*taps, seed=1).to(device)
+    # Squared, so that the first gradient depends on the input and the second one has something to find.
+    assert gradcheck(lambda x: cuda.upfirdn2d(x, f, up, down, pad, 4.0).square(), x, fast_mode=True)
+    assert gradgradcheck(lambda x: cuda.upfirdn2d(x, f, up, down, pad, 4.0).square(), x, fast_mode=True)
+
+
 @pytest.mark.parametrize("styled", [True, False])
-@pytest.mark.parametrize("shape", [(2, 16, 4), (1, 5, 7), (3, 24, 1), (0, 8, 4), (1, 8, 32)])
-def test_pad_ring(device, shape, styled, layout, dtype):
-    n, c, r = shape
-    x = random(n, c, r, r, dtype=dtype, layout=layout).to(device)
-    ring = random(n, c, 4 * (r + 1), seed=1, dtype=dtype).to(device)
-    style = random(n, c, seed=2, dtype=torch.float32).to(device) if styled else None
-    check(cuda.pad_ring, ops.pad_ring.reference, [x, ring, style], layout, dtype)
+def test_second_gradients_of_pad_ring(device, styled):
+    tensors = [random(1, 2, 2, 2), random(1, 2, 12, seed=1), random(1, 2, seed=2)][: 2 + styled]
+    tensors = [t.to(device).requires_grad_() for t in tensors]
+    assert gradcheck(lambda *t: cuda.pad_ring(*t).square(), tensors, fast_mode=True)
+    assert gradgradcheck(lambda *t: cuda.pad_ring(*t).square(), tensors, fast_mode=True)
 
 
-def test_strides_of_every_kind(device):
-    """Slices, transposes and expanded tensors are read as what they show."""
-    x = random(2, 8, 6, 12, dtype=torch.float32).to(device)
-    for view in (x[..., ::2], x[:, ::2, :, :6], x.transpose(2, 3)[..., :6, :], x[:1, :, :6, :6].expand(3, -1, -1, -1)):
-        torch.testing.assert_close(cuda.bias_act(view), ops.bias_act.reference(view))
-        square, ring = view[..., :6, :6], torch.ones(len(view), view.shape[1], 28).to(device)
-        torch.testing.assert_close(cuda.pad_ring(square, ring), F.pad(square, (1, 1, 1, 1), value=1.0))
-        f = ops.fir_filter().to(device)
-        torch.testing.assert_close(cuda.upfirdn2d(view, f), ops.upfirdn2d.reference(view, f))
+def test_a_filter_that_is_learnt_has_its_gradient(device):
+    x, f = random(1, 2, 5, 5).to(device), random(4, 4, seed=1).to(device).requires_grad_()
+    actual, expected = (torch.autograd.grad(m.upfirdn2d(x, f).square().sum(), f) for m in (cuda, reference))
+    torch.testing.assert_close(actual, expected)
 
 
-def test_tensors_that_are_not_aligned(device):
-    whole = random(1 + 2 * 8 * 4 * 4, dtype=torch.bfloat16).to(device)
-    x = whole[1:].view(2, 8, 4, 4)
-    torch.testing.assert_close(cuda.bias_act(x), ops.bias_act.reference(x), rtol=0.01, atol=0.01)
+def test_strides_alignment_and_wide_indices(device, monkeypatch):
+    """Slices, transposes, expanded and unaligned tensors are read as what they show; so with 64-bit indices."""
+    x, whole = random(2, 8, 6, 12, dtype=torch.float32).to(device), random(1 + 2 * 8 * 6 * 6, dtype=torch.float32)
+    views = [x[..., ::2], x[:, ::2, :, :6], x.transpose(2, 3)[..., :6, :], x[:1, :, :6, :6].expand(3, -1, -1, -1)]
+    for small in (cuda.SMALL, 0):
+        monkeypatch.setattr(cuda, "SMALL", small)
+        for view in (*views, whole[1:].view(2, 8, 6, 6).to(device)):
+            square, ring = view[..., :6, :6], torch.ones(28, device=device).expand(*view.shape[:2], 28)
+            torch.testing.assert_close(cuda.pad_ring(square, ring), F.pad(square, (1, 1, 1, 1), value=1.0))
+            style = random(1, view.shape[1], dtype=torch.float32).to(device)  # one for all images
+            torch.testing.assert_close(
+                cuda.pad_ring(square, ring, style), reference.pad_ring(square, ring, style.expand(len(view), -1))
+            )
+            f = ops.fir_filter().to(device)
+            torch.testing.assert_close(cuda.upfirdn2d(view, f), reference.upfirdn2d(view, f))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_clamp(device, dtype):
-    x = random(2, 8, 4, 4, dtype=dtype).to(device)
-    expected = ops.bias_act.reference(x.float(), clamp=0.5).to(dtype)
-    torch.testing.assert_close(cuda.bias_act(x, clamp=0.5), expected)
+def test_nan_stays_where_it_is(device):
+    x = torch.full((1, 4, 2, 2), float("nan"), device=device)
+    y = cuda.pad_ring(x, torch.ones(1, 4, 12, device=device), torch.ones(1, 4, device=device))
+    assert y[..., 1:-1, 1:-1].isnan().all() and (ops.take_ring(y) == 1).all()
 
 
-def test_nan_stays_nan(device):
-    assert cuda.bias_act(torch.full((1, 4, 2, 2), float("nan"), device=device), clamp=1.0).isnan().all()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# GPUs
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_public_operations_take_the_kernels(lib):
-    x = random(2, 8, 8, 8, dtype=torch.float32).cuda().requires_grad_()
-    y = ops.bias_act(x, torch.zeros(8).cuda())
-    assert "bias_act" in type(y.grad_fn).__name__.lower() and "leaky" not in type(y.grad_fn).__name__.lower()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
-def test_the_device_of_the_tensors_counts(lib):
-    x = torch.randn(2, 8, 8, 8, device="cuda:1")
-    torch.testing.assert_close(ops.bias_act(x), ops.bias_act.reference(x))
+@pytest.mark.parametrize("x, ring, message", [
+    ((1, 2, 4, 4), (1, 2, 19), r"ring: expected \[1, 2, 20\] for x \[1, 2, 4, 4\], got \[1, 2, 19\]"),
+    ((2, 2, 4, 4), (1, 2, 20), "ring: expected"), ((1, 2, 4, 5), (1, 2, 20), "x: expected square maps"),
+])  # fmt: skip
+def test_shapes_that_do_not_fit(x, ring, message):
+    with pytest.raises(ValueError, match=message):
+        cuda.pad_ring(torch.ones(x), torch.ones(ring))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Compiling
+# Compiling for GPUs, of which none need be here
+
+
+class Compiler:
+    """In place of a kernel: compiles what a launch asks for to machine code, and runs nothing."""
+
+    def __init__(self, kernel, arch):
+        self.kernel, self.arch, self.sizes = kernel, arch, []
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *args, **constants):
+        given = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
+        assert set(given) == set(self.kernel.arg_names) and len(given) == len(args) + len(constants)
+        fixed = {p.name: given[p.name] for p in self.kernel.params if p.is_constexpr or given[p.name] is None}
+        kinds = {name: "constexpr" if name in fixed else self.kind(given[name]) for name in self.kernel.arg_names}
+        compiled = triton.compile(ASTSource(self.kernel, kinds, fixed), target=GPUTarget("cuda", self.arch, 32))
+        self.sizes.append(len(compiled.asm["cubin"]))
+
+    @staticmethod
+    def kind(value):
+        return (
+            f"*{ELEMENTS[value.dtype]}" if isinstance(value, torch.Tensor) else {int: "i32", float: "fp32"}[type(value)]
+        )
+
+
+# 75, Turing, is the oldest that torch's CUDA 13 knows; 90 is Hopper.
+@pytest.mark.parametrize("arch, dtype, layout", [
+    (75, torch.float32, LAYOUTS[1]), (75, torch.bfloat16, LAYOUTS[1]), (90, torch.float64, LAYOUTS[0]),
+    (90, torch.float16, LAYOUTS[0]), (90, torch.bfloat16, LAYOUTS[1]),
+])  # fmt: skip
+def test_the_kernels_compile(dtype, layout, arch, monkeypatch):
+    stands = [Compiler(getattr(cuda, name), arch) for name in NAMES]
+    for name, stand in zip(NAMES, stands, strict=True):
+        monkeypatch.setattr(cuda, name, stand)
+    x, ring, f = random(1, 2, 4, 4, dtype=dtype, layout=layout), torch.ones(1, 2, 20), ops.fir_filter()
+    cuda.pad_ring(x, ring.to(dtype), torch.ones(1, 2))
+    cuda.pad_ring(x, ring)
+    for up, down, _, pad in UPFIRDN[:3]:
+        cuda.upfirdn2d(x, f, up, down, pad)
+    assert [len(stand.sizes) for stand in stands] == [2, 3] and all(min(stand.sizes) > 0 for stand in stands)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Who takes the kernels
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says so."""
+
+    is_cuda = True
 
 
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
-    """A source that does not compile, and a folder of its own; the warnings are fresh."""
-    source = tmp_path / "ops.cu"
-    source.write_text("this is no C++")
-    monkeypatch.setattr(cuda, "SOURCE", source)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    cuda.library.cache_clear()
-    yield tmp_path
-    cuda.library.cache_clear()
+def fresh():
+    ops.kernels.cache_clear()
+    yield
+    ops.kernels.cache_clear()
 
 
-def test_a_failure_is_remembered_and_said_once(broken, monkeypatch, recwarn):
-    attempts = []
-    build = cuda.build
-    monkeypatch.setattr(cuda, "build", lambda arch: attempts.append(arch) or build(arch))
-    with pytest.warns(UserWarning, match=r"no CUDA kernels for sm_9.0, .* python -m padinv.ops build"):
-        assert cuda.library("9.0") is None
-    assert cuda.library("9.0") is None and attempts == ["9.0"]
-    cuda.library.cache_clear()  # as in the next process
-    with pytest.warns(UserWarning, match="no CUDA kernels"):
-        assert cuda.library("9.0") is None
-    assert attempts == ["9.0"]
-    (marker,) = broken.rglob("*.failed.json")
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"compiler": "another"}))
-    cuda.library.cache_clear()
-    with pytest.warns(UserWarning, match="no CUDA kernels"):
-        assert cuda.library("9.0") is None
-    assert attempts == ["9.0", "9.0"]
+def test_tensors_on_a_gpu_take_the_kernels(fresh, device):
+    x, ring = torch.ones(1, 1, 2, 2, device=device), torch.ones(1, 1, 12, device=device)
+    assert ops.kernels(x.device) is cuda
+    assert "PadRing" in type(ops.pad_ring(x.as_subclass(OnGPU).requires_grad_(), ring).grad_fn).__name__
+    if device == "cpu":
+        assert "PadRing" not in type(ops.pad_ring(x.requires_grad_(), ring).grad_fn).__name__
 
 
-def test_the_build_command_without_a_compiler(tmp_path):
-    environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "CUDA_HOME": "/nowhere", "PATH": "/nowhere"}
-    command = [sys.executable, "-m", "padinv.ops", "build", "--arch", "9.0"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1 and "padinv.ops: sm_9.0: no nvcc found" in run.stderr
+def test_torch_compile_takes_the_reference(monkeypatch):
+    monkeypatch.setattr(ops, "kernels", None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x = torch.ones(1, 1, 2, 2).as_subclass(OnGPU)
+    assert ops.pad_ring(x, torch.ones(1, 1, 12)).shape == (1, 1, 4, 4)
 
 
-def test_nothing_is_compiled_at_import():
-    code = "import sys, padinv.ops; sys.exit('torch.utils.cpp_extension' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+@pytest.mark.parametrize("name, value, why", [("triton", None, "ImportError: Triton is not installed"),
+                                              ("pad_ring_kernel", {}, "KeyError")])  # fmt: skip
+def test_where_no_kernel_runs_a_warning_says_why_once(name, value, why, fresh, monkeypatch, recwarn):
+    monkeypatch.setattr(cuda, name, value)
+    for _ in range(2):
+        x = torch.ones(1, 1, 2, 2).as_subclass(OnGPU)
+        assert (ops.pad_ring(x, torch.ones(1, 1, 12)) == 1).all()
+    said = str(recwarn[0].message)
+    assert len(recwarn) == 1 and "no Triton kernels on cpu, PyTorch's own" in said and why in said

@@ -31,7 +31,8 @@ from padinv.ops import take_ring
 from study import tables
 from study.sets import blending_set, editing_set
 
-ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split")  # of a folder those that it has
+ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split", "psp-split")  # of a folder those that it has
+EDITORS = ENCODERS[:4]  # the last is the control of the one before, for blends
 PAINTERS = ENCODERS[:3]  # invert drawings and copies too
 PLAIN = ("W+", "P", "W+ & P")  # formulas of offsets that the table has of every encoder, beside its best
 STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
@@ -77,12 +78,14 @@ def triples(data: str, G: Generator, n_choice: int, n_kept: int) -> list[dict[st
 
 
 def targets(
-    data: str, G: Generator, n_choice: int, n_kept: int, n_edits: int = 6
+    data: str, G: Generator, n_choice: int, n_kept: int, kinds: str = ""
 ) -> list[dict[str, dict[str, Tensor]]]:
-    """Edits to choose on and to measure on, the first of each domain: {edit: {"before", "after", "targets", "truths"}}
-    each, of [N, 3, R, R]; those to choose on have more pairs, "more_before" and "more_after"."""
+    """Edits to choose on and to measure on, of kinds such as "glasses hair" ("": all) in both domains: {edit: {"before",
+    "after", "targets", "truths"}} each, of [N, 3, R, R]; those to choose on have more pairs, "more_before", "more_after".
+    """
     sets = editing_set(f"{data}/editing.zip", G.resolution)
-    names = [edit for kind in ("inside", "outside") for edit in [e for e in sets if domain(e) == kind][:n_edits]]
+    names = [edit for edit in sets if not kinds or edit.removesuffix("_outside") in kinds.split()]
+    names.sort(key=domain)  # inside first
     choice, kept = {}, {}
     for edit in names:
         roles = {role: to_float(x).to(G.const.device) for role, x in sets[edit].items()}
@@ -373,10 +376,11 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
     device, k = "cuda" if torch.cuda.is_available() else "cpu", settings["refine_steps"]
     G, E = networks(checkpoints, device)
     choice, kept = targets(data, G, settings["n_choice"], settings["n_targets"])
-    chosen, lines = choose(G, E, choice, k)
+    editors = {name: encoder for name, encoder in E.items() if name in EDITORS}
+    chosen, lines = choose(G, editors, choice, k)
     write_ablation(f"{results}/tables/editing_ablation", lines, settings["n_choice"])
 
-    found = {edit: offsets(G, E, roles, chosen, k) | painted(G, E, roles, k)
+    found = {edit: offsets(G, editors, roles, chosen, k) | painted(G, E, roles, k)
              for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
     lines = measure(G, found, kept, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])

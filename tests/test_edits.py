@@ -150,7 +150,7 @@ def test_choices_and_measurements_share_no_image(folder):
     choice, kept = edits.targets(folder / "data", G, 1, 1)
     assert set(choice) == set(kept) == set(STICKERS)
     assert not any(torch.equal(x, choice["hat"]["truths"][0]) for x in choice["hat"]["more_after"])
-    assert len(edits.targets(folder / "data", G, 1, 1, n_edits=2)[0]) == 2
+    assert len(edits.targets(folder / "data", G, 1, 1, kinds="hat")[0]) == 1
 
 
 def test_every_method_is_measured_and_described(folder, tmp_path):
@@ -186,7 +186,7 @@ def test_every_method_is_measured_and_described(folder, tmp_path):
 
 def test_the_best_formula_of_an_encoder_is_chosen(folder):
     G, E = edits.networks(folder, "cpu", ("padinv",))
-    choice, _ = edits.targets(folder / "data", G, 2, 1, n_edits=2)
+    choice, _ = edits.targets(folder / "data", G, 2, 1, kinds="hat")
     chosen, lines = edits.choose(G, E, choice, 1)
     fair = {line["part"]: line["lpips_all"] for line in lines if "," not in line["part"] and line["part"] != "nothing"}
     assert chosen == {"padinv": min(fair, key=fair.get)}

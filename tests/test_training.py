@@ -364,6 +364,11 @@ def test_swapping_goes_on_from_an_encoder_and_resumes(data, generator, tmp_path)
         go_on("wide", 4, encoder={"head_channels": 6})
     with pytest.raises(ValueError, match="swap: one at a time, for an encoder that predicts P"):
         go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False})
+    with pytest.raises(ValueError, match="swap_from: expected 0 to "):
+        go_on("far", 4, swap_from=load_generator(generator).num_ws)
+    apart = go_on("apart", 4, swap_from=2).state_dict()
+    assert not torch.equal(apart[key], go_on("once", 4).state_dict()[key]), "coarse w of the image itself"
+    go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False}, swap_from=2)
 
 
 def test_w_draws_alone_what_it_can_where_that_is_asked_for(data, generator, tmp_path):

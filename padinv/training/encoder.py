@@ -53,7 +53,8 @@ class EncoderTraining(Run):
     interior_norm: float = 0.0  # mean square of the interior
     edited: float = 0.0  # weight of the distances after random edits, on images of the generator, where they are known
     edited_part: float = 0.25  # share of each batch that makes room for those images
-    swap: float = 0.0  # weight of recoloured images drawn from P of the original and W+ of a warped copy (`views`)
+    swap: float = 0.0  # weight of recoloured images drawn from P of the original and w of a warped copy (`views`)
+    swap_from: int = 0  # the first w that comes from the copy; 0: W+ as a whole, as the paper blends
     lpips_weights: str = ""  # path of exported LPIPS weights, for a machine without the packages
     encoder: dict = dataclasses.field(default_factory=dict)  # fields of EncoderConfig
 
@@ -71,8 +72,11 @@ def start_encoder(config: EncoderTraining, G: Generator, first: Encoder | None, 
             raise ValueError(f"init: {init} has another architecture than the settings; give it the same `encoder`")
         E.load_state_dict(trained.state_dict())
     alone = [name for name in ("swap", "p_drop", "edited") if getattr(config, name)]
-    if alone and (first is not None or len(alone) > 1 or (E.padding is None and alone != ["edited"])):
+    without = alone == ["edited"] or (alone == ["swap"] and config.swap_from)  # what needs no P
+    if alone and (first is not None or len(alone) > 1 or (E.padding is None and not without)):
         raise ValueError(f"{', '.join(alone)}: one at a time, for an encoder that predicts P and is no residual one")
+    if not 0 <= config.swap_from < G.num_ws:
+        raise ValueError(f"swap_from: expected 0 to {G.num_ws - 1}, got {config.swap_from}")
     if config.interior_norm and not E.config.interior:
         raise ValueError("interior_norm: needs an encoder that predicts an interior")
     return E.to(G.const.device, memory_format=torch.channels_last).requires_grad_(True).train()
@@ -168,10 +172,11 @@ class EncoderTrainer:
         return self.predict(x, y, code)
 
     def encode_swapped(self, x: Tensor, warped: Tensor) -> Code:
-        """2N codes, all with P of x: of x, and with W+ of its warped copies."""
+        """2N codes, all with P of x: of x, and with the w from `swap_from` on of its warped copies."""
         code = self.predict(torch.cat((x, warped)).contiguous(memory_format=torch.channels_last))
-        plain = code[: len(x)]
-        return Code(code.w, Code.cat([plain, plain]).p)
+        plain, k = code[: len(x)], self.config.swap_from
+        w = torch.cat((plain.w[:, :k], code.w[len(x) :, k:]), dim=1)  # [N, num_ws, w_dim]
+        return Code.cat([plain, Code(w, plain.p)])
 
     # What it learns from
 

@@ -80,12 +80,12 @@ def triples(data: str, G: Generator, n_choice: int, n_kept: int) -> list[dict[st
 def targets(
     data: str, G: Generator, n_choice: int, n_kept: int, kinds: str = ""
 ) -> list[dict[str, dict[str, Tensor]]]:
-    """Edits to choose on and to measure on, of kinds such as "glasses hair" ("": all) in both domains: {edit: {"before",
-    "after", "targets", "truths"}} each, of [N, 3, R, R]; those to choose on have more pairs, "more_before", "more_after".
-    """
+    """Edits to choose on and to measure on, of kinds such as "glasses hair" ("": all) in both domains, those inside first:
+    {edit: {"before", "after", "targets", "truths"}} each, of [N, 3, R, R]; those to choose on have more pairs,
+    "more_before" and "more_after"."""
     sets = editing_set(f"{data}/editing.zip", G.resolution)
     names = [edit for edit in sets if not kinds or edit.removesuffix("_outside") in kinds.split()]
-    names.sort(key=domain)  # inside first
+    names.sort(key=domain)
     choice, kept = {}, {}
     for edit in names:
         roles = {role: to_float(x).to(G.const.device) for role, x in sets[edit].items()}

@@ -77,11 +77,9 @@ def triples(data: str, G: Generator, n_choice: int, n_kept: int) -> list[dict[st
             for chosen, count in ((~second, n_choice), (second, n_kept))]  # fmt: skip
 
 
-def targets(
-    data: str, G: Generator, n_choice: int, n_kept: int, kinds: str = ""
-) -> list[dict[str, dict[str, Tensor]]]:
-    """Edits to choose on and to measure on, of kinds such as "glasses hair" ("": all) in both domains, those inside first:
-    {edit: {"before", "after", "targets", "truths"}} each, of [N, 3, R, R]; those to choose on have more pairs,
+def targets(data: str, G: Generator, n_choice: int, n_kept: int, kinds: str = "") -> list[dict[str, dict[str, Tensor]]]:
+    """Edits to choose on and to measure on, of kinds such as "glasses hair" ("": all) in both domains, those inside
+    first: {edit: {"before", "after", "targets", "truths"}} each, of [N, 3, R, R]; those to choose on have more pairs,
     "more_before" and "more_after"."""
     sets = editing_set(f"{data}/editing.zip", G.resolution)
     names = [edit for edit in sets if not kinds or edit.removesuffix("_outside") in kinds.split()]

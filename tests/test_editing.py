@@ -111,12 +111,11 @@ def test_codes_without_p_need_to_know_which_w(code, other):
 # Customised edits
 
 
-def test_the_offset_of_the_pair_in_p(code, other):
+def test_the_offset_of_the_pair(code, other):
     edited = customize(code, before=code[0], after=other[0])
-    assert torch.equal(edited.w, code.w), "the target keeps its w"
-    for new, target, b, a in zip(edited.p.tensors, code.p.tensors, code[0].p.tensors, other[0].p.tensors, strict=True):
+    for new, target, b, a in zip(edited.tensors, code.tensors, code[0].tensors, other[0].tensors, strict=True):
         assert torch.allclose(new, target + (a - b), atol=1e-6)
-    assert allclose(Code(code.w[:1], edited.p[:1]), Code(code.w[:1], other.p[:1])), "before becomes after"
+    assert allclose(edited[0], other[0]), "before becomes after"
     assert allclose(customize(code, code[0], other[0], -0.5), code - 0.5 * (edited - code))
     assert equal(customize(code, code[0], other[0], 0), code)
     plain = customize(Code(code.w), Code(code.w[:1]), Code(other.w[:1]))
@@ -124,9 +123,9 @@ def test_the_offset_of_the_pair_in_p(code, other):
 
 
 def test_shares_and_several_pairs(code, other):
-    both = Edit.between(code[0], other[0], w=1)
-    assert allclose(both(code[0]), other[0])
-    ring = Edit.between(code[0], other[0], const=0, rings=[0, 1, 0])
+    alone = Edit.between(code[0], other[0], w=0)
+    assert torch.equal(alone(code).w, code.w), "the target keeps its w"
+    ring = Edit.between(code[0], other[0], w=0, const=0, rings=[0, 1, 0])
     assert [bool(t.any()) for t in ring.offset.tensors] == [False, False, False, True, False]
     mean = Edit.between(code, other).offset
     assert torch.allclose(mean.p.const, (other.p.const - code.p.const).mean(dim=0, keepdim=True), atol=1e-6)

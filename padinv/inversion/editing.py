@@ -94,7 +94,7 @@ def blend(
 
     Args:
         contour: codes of N images, or of one.
-        details: likewise. From an encoder trained with `swap`, their w hold colours and little of the shapes.
+        details: likewise. Of an encoder trained with `swap`, the w from `swap_from` on hold colours and little of shapes.
         strength: in [0, 1]; 0 gives back `contour`.
         w: share of `details` in each w: one number for all, or num_ws of them. Style mixing is w=[0] * k + [1] * …,
             and the only way to blend codes without P.
@@ -146,7 +146,7 @@ class Edit:
         before: Code,
         after: Code,
         name: str = "edit",
-        w: float | Sequence[float] | None = None,
+        w: float | Sequence[float] = 1.0,
         const: float = 1.0,
         rings: float | Sequence[float] = 1.0,
         interior: float = 1.0,
@@ -157,8 +157,8 @@ class Edit:
             before, after: codes of the pair, of one encoder; best straight from it (steps=0), since refinement adds to
                 each of the two what the other lacks.
             name: of the edit.
-            w, const, rings, interior: shares of the difference that are taken, as in `blend`. By default all of P and
-                nothing of W+, which is closest to the truth (notebook 05); of codes without P, all of W+.
+            w, const, rings, interior: shares of the difference that are taken, as in `blend`. By default all of it, in
+                W+ and in P, which is closest to the truth (notebook 05); w=0 keeps the target's w, and the edit in P.
 
         Raises:
             TypeError, ValueError: not codes, codes that do not fit together, or a pair without a difference.
@@ -167,7 +167,6 @@ class Edit:
         offset = (after - before).map(lambda t: t.mean(dim=0, keepdim=True)).detach()
         if all(not t.any() for t in offset.tensors):
             raise ValueError("before, after: the same code twice; expected a pair of images that differ by the edit")
-        w = float(offset.p is None) if w is None else w
         return cls(offset.zip(layer_shares(offset, w, const, rings, interior), torch.mul), name)
 
     def __call__(self, targets: Code, strength: float = 1.0) -> Code:
@@ -209,8 +208,8 @@ class Edit:
 def customize(target: Code, before: Code, after: Code, strength: float = 1.0) -> Code:
     """Apply to targets what happened between before and after (paper, section 4.3).
 
-    target.p + strength · (after.p − before.p), and the target's w: what changes in P is the edit. That a pair shows two
-    subjects cannot be told from its codes, since a hat moves them as far; `analogy` sees the images, and warns.
+    target + strength · (after − before), in W+ and in P; `Edit.between` takes less of it. That a pair shows two subjects
+    cannot be told from its codes, since a hat moves them as far; `analogy` sees the images, and warns.
 
     Args:
         target: codes of any number of images.

@@ -94,7 +94,7 @@ def blend(
 
     Args:
         contour: codes of N images, or of one.
-        details: likewise. Of an encoder trained with `swap`, the w from `swap_from` on hold colours and little of shapes.
+        details: likewise. Of an encoder trained with `swap`, w from `swap_from` on hold colours and little of shapes.
         strength: in [0, 1]; 0 gives back `contour`.
         w: share of `details` in each w: one number for all, or num_ws of them. Style mixing is w=[0] * k + [1] * …,
             and the only way to blend codes without P.
@@ -208,8 +208,8 @@ class Edit:
 def customize(target: Code, before: Code, after: Code, strength: float = 1.0) -> Code:
     """Apply to targets what happened between before and after (paper, section 4.3).
 
-    target + strength · (after − before), in W+ and in P; `Edit.between` takes less of it. That a pair shows two subjects
-    cannot be told from its codes, since a hat moves them as far; `analogy` sees the images, and warns.
+    target + strength · (after − before), in W+ and in P; `Edit.between` takes less of it. That a pair shows two
+    subjects cannot be told from its codes, since a hat moves them as far; `analogy` sees the images, and warns.
 
     Args:
         target: codes of any number of images.

@@ -304,6 +304,7 @@ class Loop:
         saved = json.loads(state["config"])
         # What may change within a run.
         free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
+        saved = {field.name: field.default for field in dataclasses.fields(self.config)} | saved  # some are newer
         changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
         if changed:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "

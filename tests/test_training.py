@@ -187,6 +187,18 @@ def test_not_a_number_stops_with_the_last_good_state(data, tmp_path):
     train(data, tmp_path, 16)
 
 
+def test_a_run_goes_on_where_a_setting_is_newer_than_it(data, tmp_path):
+    train(data, tmp_path, 8)
+    state = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
+    state["config"] = json.dumps({k: v for k, v in json.loads(state["config"]).items() if k != "path_length"})
+    torch.save(state, tmp_path / "g" / "state.pt")
+    with pytest.raises(ValueError, match="other settings .path_length."):
+        train(data, tmp_path, 12, path_length=2.0)
+    train(data, tmp_path, 12)
+    train(data, tmp_path, 12, "whole")
+    assert same(weights(tmp_path / "g.safetensors"), weights(tmp_path / "whole.safetensors"))
+
+
 def test_a_run_folder_of_other_settings_is_refused_and_kept(data, tmp_path):
     train(data, tmp_path, 8)
     before = (tmp_path / "g" / "state.pt").read_bytes()

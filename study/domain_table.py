@@ -21,7 +21,7 @@ from study import tables
 
 LABELS = {
     "w": "optimisation in W", "w+": "optimisation in W+", "w+p": "optimisation in W+ & P", "pti": "PTI",
-    "psp": "pSp", "e4e": "e4e", "restyle-psp": "ReStyle, pSp", "padinv": "PadInv", "restyle-padinv": "ReStyle, PadInv",
+    "psp": "pSp", "padinv": "PadInv",
     "padinv-w-alone": "PadInv, w alone", "padinv-f": "PadInv-F", "padinv-f-w-alone": "PadInv-F, w alone",
     "padinv-split": "PadInv, split", "psp+10": "pSp + 10 steps", "padinv+10": "PadInv + 10 steps",
     "padinv-f+10": "PadInv-F + 10 steps", "psp+100": "pSp + 100 steps", "padinv+100": "PadInv + 100 steps",

@@ -31,8 +31,7 @@ from padinv.ops import take_ring
 from study import tables
 from study.sets import blending_set, editing_set
 
-ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split", "psp-split")  # of a folder those that it has
-EDITORS = ENCODERS[:4]  # the last is the control of the one before, for blends
+ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split")  # of a folder those that it has
 PAINTERS = ENCODERS[:3]  # invert drawings and copies too
 PLAIN = ("W+", "P", "W+ & P")  # formulas of offsets that the table has of every encoder, beside its best
 STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
@@ -374,11 +373,10 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
     device, k = "cuda" if torch.cuda.is_available() else "cpu", settings["refine_steps"]
     G, E = networks(checkpoints, device)
     choice, kept = targets(data, G, settings["n_choice"], settings["n_targets"])
-    editors = {name: encoder for name, encoder in E.items() if name in EDITORS}
-    chosen, lines = choose(G, editors, choice, k)
+    chosen, lines = choose(G, E, choice, k)
     write_ablation(f"{results}/tables/editing_ablation", lines, settings["n_choice"])
 
-    found = {edit: offsets(G, editors, roles, chosen, k) | painted(G, E, roles, k)
+    found = {edit: offsets(G, E, roles, chosen, k) | painted(G, E, roles, k)
              for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
     lines = measure(G, found, kept, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])

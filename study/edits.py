@@ -32,7 +32,7 @@ from study import tables
 from study.sets import blending_set, editing_set
 
 ENCODERS = ("psp", "padinv", "padinv-f", "padinv-split")  # of a folder those that it has
-PAINTERS = ENCODERS[:3]  # invert drawings and copies too
+EDITORS = ENCODERS[:3]  # the last is for blends
 PLAIN = ("W+", "P", "W+ & P")  # formulas of offsets that the table has of every encoder, beside its best
 STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
 MORE_PAIRS = 4  # of an edit, where several are averaged
@@ -239,7 +239,7 @@ def painted(G: Generator, E: dict[str, Encoder], roles: dict[str, Tensor], steps
     drawing = analogy(roles["targets"], roles["before"], roles["after"])
     images = {"copied": torch.where(where(roles), roles["after"], roles["targets"]), "drawn": drawing}
     inverted = {Way(method, name, "", k): invert(x, encoder, G, steps=k) for name, encoder in E.items()
-                if name in PAINTERS for method, x in images.items() for k in (0, steps)}  # fmt: skip
+                for method, x in images.items() for k in (0, steps)}  # fmt: skip
     return inverted | {Way("drawing"): drawing}
 
 
@@ -373,10 +373,11 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
     device, k = "cuda" if torch.cuda.is_available() else "cpu", settings["refine_steps"]
     G, E = networks(checkpoints, device)
     choice, kept = targets(data, G, settings["n_choice"], settings["n_targets"])
-    chosen, lines = choose(G, E, choice, k)
+    editors = {name: encoder for name, encoder in E.items() if name in EDITORS}
+    chosen, lines = choose(G, editors, choice, k)
     write_ablation(f"{results}/tables/editing_ablation", lines, settings["n_choice"])
 
-    found = {edit: offsets(G, E, roles, chosen, k) | painted(G, E, roles, k)
+    found = {edit: offsets(G, editors, roles, chosen, k) | painted(G, editors, roles, k)
              for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
     lines = measure(G, found, kept, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])

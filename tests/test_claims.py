@@ -27,11 +27,11 @@ T = table("results/tables/inversion.csv", "kind", "set", "method")
 RATIOS = table("results/tables/ratios.csv", "method", "against", "set")
 SECONDS = {name: row["seconds_per_image"] for name, row in table("results/tables/timing.csv", "method").items()}
 FACES, CATS = (table(f"results/tables/{name}.csv", "method") for name in ("faces", "cats"))
-WHERE = table("results/tables/editing_ablation.csv", "edit")
-ATTRIBUTES = table("results/tables/attributes.csv", "method")
+EDITING = table("results/tables/editing.csv", "task", "method", "encoder", "steps", "part")
+COLLAPSE = table("results/tables/w_collapse.csv", "encoder")
+FORMULAS = table("results/tables/editing_ablation.csv", "task", "encoder", "part")
 SPEEDUPS = [float(row["speedup"]) for row in read("results/tables/bench-cpu.csv")]
 EDITS = {
-    "avatars": table("results/tables/editing.csv", "task", "method"),
     "faces": table("results/faces-64/tables/editing.csv", "task", "method"),
     "cats": table("results/cats-64/tables/editing.csv", "task", "method"),
 }
@@ -50,12 +50,12 @@ def below(a: str, b: str, *keys: str, of: dict) -> bool:
     return all(of[a][key] < of[b][key] for key in keys or DISTANCES)
 
 
-def less(a: str, b: str, column: str, task: str = "edits", domain: str = "avatars") -> int:
-    """By how many per cent an edit leaves less than another."""
+def less(a: str, b: str, column: str, task: str, domain: str) -> int:
+    """Of photographs: by how many per cent an edit leaves less than another."""
     return round(100 * (1 - EDITS[domain][task, a][column] / EDITS[domain][task, b][column]))
 
 
-def less_in_blends(a: str, b: str, domain: str = "avatars") -> int:
+def less_in_blends(a: str, b: str, domain: str) -> int:
     return less(a, b, "lpips_all", "blend", domain)
 
 
@@ -63,15 +63,21 @@ def less_changed(domain: str) -> tuple[int, int]:
     """Of drawn edits: than the best offset of codes, in one pass; than pSp's inversion of the drawing, 10 steps."""
     offsets = ("nothing", "psp", "padinv", "padinv-w", "padinv-wp")
     best = min(offsets, key=lambda name: EDITS[domain]["edits", name]["lpips_changed"])
-    return tuple(
-        less(*pair, "lpips_changed", domain=domain) for pair in (("drawn", best), ("drawn+10", "psp-drawn+10"))
-    )
+    pairs = ("drawn", best), ("drawn+10", "psp-drawn+10")
+    return tuple(less(*pair, "lpips_changed", "edits", domain) for pair in pairs)
 
 
 def more_kept(domain: str) -> tuple[int, int]:
     """Of drawn edits, in pixels that should not change: than inversion without an edit, in one pass; with 10 steps."""
     pairs = ("drawn", "nothing"), ("drawn+10", "nothing+10")
-    return tuple(-less(*pair, "lpips_kept", domain=domain) for pair in pairs)
+    return tuple(-less(*pair, "lpips_kept", "edits", domain) for pair in pairs)
+
+
+def edited(task: str, method: str, encoder: str, region: str, steps: int = 0, part: str | None = None) -> float:
+    """LPIPS to the true results on avatars; of the mix of an encoder there is one."""
+    (row,) = (row for key, row in EDITING.items() if key[:4] == (task, method, encoder, str(steps) if encoder else key[3])
+              and part in (None, key[4]))  # fmt: skip
+    return row[f"lpips_{region}"]
 
 
 CLAIMS = {
@@ -132,28 +138,19 @@ CLAIMS = {
         (FACES["padinv"]["style_distance"], CATS["padinv"]["style_distance"]) == (0.0007, 0.0342),
     "Its codes are worse to edit than pSp's, refined or not": all(
         below(f"psp{steps}", f"padinv{steps}", "edit_lpips", of=t) for t in (FACES, CATS) for steps in ("", "+100")),
+    # the collapse of w
+    "it goes less than half as far from its mean as codes of the mapping do":
+        COLLAPSE["losses of the paper"]["style_distance"] < 0.5 < 0.8 < COLLAPSE["w draws alone too"]["style_distance"],
+    "and edits of w come out less true":
+        COLLAPSE["losses of the paper"]["edit_lpips"] > 1.05 * COLLAPSE["w draws alone too"]["edit_lpips"],
     # blends
-    "the same blend is no better than pSp's style mixing": less_in_blends("plain", "mix") <= 0,
-    "Its blends are 20 % closer to the true ones (LPIPS) than that, 18 % than half-way between its codes":
-        (less_in_blends("padinv", "mix"), less_in_blends("padinv", "interpolation")) == (20, 18),
-    "its blends are 20 % closer to the truth (LPIPS) than pSp's style mixing at its best cut, 18 %":
-        (less_in_blends("padinv", "mix"), less_in_blends("padinv", "interpolation")) == (20, 18),
-    "on avatars the blend is further from the truth with them": less_in_blends("padinv+10", "padinv") < 0,
+BLENDS
     "36 % (faces) and 32 % (cats) closer to the truth (LPIPS) than pSp's style mixing at its best cut":
         [less_in_blends("padinv", "mix", domain) for domain in ("faces", "cats")] == [36, 32],
     "than half-way between its own codes, 21 % and 8 %":
         [less_in_blends("padinv", "interpolation", domain) for domain in ("faces", "cats")] == [21, 8],
     # edits from one pair
-    "41 % less LPIPS than the best offset of codes where pixels should change, and where they should not 11 % more":
-        less_changed("avatars")[0] == 41 and more_kept("avatars")[0] == 11,
-    "41 % less than the best offset of codes, both in one pass, and 18 % less than pSp's inversion of the same drawing":
-        less_changed("avatars") == (41, 18),
-    "more than inversion without an edit: 11 % in one pass, 15 % with 10 steps": more_kept("avatars") == (11, 15),
-    "pSp's offset does slightly more of what the pair shows, and far more of what it does not":
-        0 < less("psp", "padinv", "lpips_changed") < 10 and less("psp", "padinv", "lpips_kept") < -30,
-    "The drawing itself is nearer still": all(less("drawing", name, f"lpips_{region}") > 0
-        for name in ("drawn", "drawn+10") for region in ("changed", "kept")),
-    "The drawing itself, not inverted, is closer to the truth still": less("drawing", "drawn+10", "lpips_all") > 0,
+OFFSETS
     "leave 12 % and 13 % less in the changed pixels than the best offset of codes, both in one pass, and 43 % and 37 %":
         [less_changed(domain) for domain in ("faces", "cats")] == [(12, 43), (13, 37)],
     "more than inversion without an edit: 23 % and 14 % in one pass, 36 % and 10 % with 10 steps":
@@ -161,12 +158,16 @@ CLAIMS = {
     "Glasses and facial hair gain nothing: there pSp's offset, in one pass, leaves less in the changed pixels": all(
         less("drawn+10", "psp", "lpips_changed", edit, domain) < 0
         for domain in ("faces", "cats") for edit in ("glasses", "facial_hair")),
-    "what the pair changes in W+ helps little": abs(WHERE["W+ & P"]["lpips_all"] / WHERE["P"]["lpips_all"] - 1) < 0.03,
-    "its offset is cleaner than between refined codes":
-        below("P", "P, refined pair", "lpips_kept", "lpips_all", of=WHERE),
-    "directions found in its own w move less": below("padinv-own", "psp", "target", of=ATTRIBUTES),
-    "those of W+ & P the most, and the ratio of the two is the best": all(
-        max(ATTRIBUTES, key=lambda name: ATTRIBUTES[name][key]) == "padinv-p" for key in ("target", "ratio")),
+    "P alone leaves nearly what doing nothing leaves; both together about a third of that inside, and 0.7 outside": all(
+        FORMULAS[task, "padinv", "P"]["lpips_changed"] > 0.9 * FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
+        and abs(FORMULAS[task, "padinv", "W+ & P"]["lpips_changed"] / FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
+                - share) < 0.03 for task, share in (("inside", 0.35), ("outside", 0.7))),
+    "where W+ alone leaves more":
+        FORMULAS["outside", "padinv", "W+"]["lpips_changed"] > FORMULAS["outside", "padinv", "W+ & P"]["lpips_changed"],
+    "Several pairs, averaged, keep the other pixels cleaner than one, a refined pair does not": all(
+        FORMULAS[task, name, "W+ & P, 5 pairs"]["lpips_kept"] < FORMULAS[task, name, "W+ & P"]["lpips_kept"]
+        < FORMULAS[task, name, "W+ & P, refined pair"]["lpips_kept"]
+        for task in ("inside", "outside") for name in ("padinv", "padinv-f")),
     # speed
     "It takes less time than plain PyTorch in every row": min(SPEEDUPS) > 1,
 }  # fmt: skip

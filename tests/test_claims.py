@@ -73,11 +73,29 @@ def more_kept(domain: str) -> tuple[int, int]:
     return tuple(-less(*pair, "lpips_kept", "edits", domain) for pair in pairs)
 
 
-def edited(task: str, method: str, encoder: str, region: str, steps: int = 0, part: str | None = None) -> float:
-    """LPIPS to the true results on avatars; of the mix of an encoder there is one."""
-    (row,) = (row for key, row in EDITING.items() if key[:4] == (task, method, encoder, str(steps) if encoder else key[3])
-              and part in (None, key[4]))  # fmt: skip
-    return row[f"lpips_{region}"]
+def edited(task: str, method: str, encoder: str, region: str = "lpips_all", steps: int = 0) -> float:
+    """What edits and blends of avatars leave; of offsets those of the whole code."""
+    whole = {"offset": "W+" if encoder == "psp" else "W+ & P"}.get(method)
+    (row,) = (row for key, row in EDITING.items()
+              if key[:4] == (task, method, encoder, str(steps)) and whole in (None, key[4]))  # fmt: skip
+    return row[region]
+
+
+def gain(task: str, a: str, b: str, method: str) -> int:
+    """By how many per cent an encoder leaves less than another, in one pass."""
+    return round(100 * (1 - edited(task, method, a) / edited(task, method, b)))
+
+
+def of_nothing(task: str, part: str) -> float:
+    """What an offset of PadInv's codes leaves of doing nothing, in the changed pixels of edits to choose on."""
+    return FORMULAS[task, "padinv", part]["lpips_changed"] / FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
+
+
+def over_offsets() -> tuple[int, ...]:
+    """By how many per cent the drawing inverted leaves less than the best offset, inside and outside."""
+    best = {task: min(edited(task, "offset", name) for name in ("psp", "padinv", "padinv-f"))
+            for task in ("inside", "outside")}  # fmt: skip
+    return tuple(round(100 * (1 - edited(task, "drawn", "padinv-f") / value)) for task, value in best.items())
 
 
 CLAIMS = {
@@ -144,13 +162,41 @@ CLAIMS = {
     "and edits of w come out less true":
         COLLAPSE["losses of the paper"]["edit_lpips"] > 1.05 * COLLAPSE["w draws alone too"]["edit_lpips"],
     # blends
-BLENDS
+    "4 % closer to the true blends (LPIPS) than pSp's style mixing": gain("blend", "padinv-split", "psp", "mix") == 4,
+    "brings the other's shapes along here, where w alone draws them, and ends more than twice as far":
+        edited("blend", "blend", "padinv-split") > 2 * edited("blend", "mix", "padinv-split"),
+    "4 % closer to the truth than pSp's style mixing at its best cut, of `padinv` 1 %":
+        [gain("blend", name, "psp", "mix") for name in ("padinv-split", "padinv")] == [4, 1],
+    "hardly closer than the contour without a blend": all(
+        0.97 < edited("blend", "blend", name) / edited("blend", "nothing", name) < 1
+        for name in ("padinv", "padinv-split")),
     "36 % (faces) and 32 % (cats) closer to the truth (LPIPS) than pSp's style mixing at its best cut":
         [less_in_blends("padinv", "mix", domain) for domain in ("faces", "cats")] == [36, 32],
     "than half-way between its own codes, 21 % and 8 %":
         [less_in_blends("padinv", "interpolation", domain) for domain in ("faces", "cats")] == [21, 8],
     # edits from one pair
-OFFSETS
+    "PadInv's leaves 8 % less LPIPS to the true results than pSp's, with an interior 13 %":
+        [gain("outside", name, "psp", "offset") for name in ("padinv", "padinv-f")] == [8, 13],
+    "PadInv's leaves 8 % less than pSp's in all pixels, `padinv-f` 13 %":
+        [gain("outside", name, "psp", "offset") for name in ("padinv", "padinv-f")] == [8, 13],
+    "where it did, they are alike":
+        all(abs(gain("inside", name, "psp", "offset")) <= 1 for name in ("padinv", "padinv-f")),
+    "inside, the three are within 1 %":
+        all(abs(gain("inside", name, "psp", "offset")) <= 1 for name in ("padinv", "padinv-f")),
+    "What PadInv does better is to keep the rest": all(
+        edited(task, "offset", name, "lpips_kept") < edited(task, "offset", "psp", "lpips_kept")
+        for task in ("inside", "outside") for name in ("padinv", "padinv-f")),
+    "Closer still, by 34 % and 25 %, is to draw": over_offsets() == (25, 34),
+    "with `padinv-f` in one pass by 25 % inside and 34 % outside": over_offsets() == (25, 34),
+    "13 % and 23 % closer than pSp's inversion of the same drawing":
+        [gain(task, "padinv-f", "psp", "drawn") for task in ("inside", "outside")] == [13, 23],
+    "In the kept pixels that costs 7 % and 20 % over inversion without an edit": [
+        round(100 * edited(task, "drawn", "padinv-f", "lpips_kept") / edited(task, "nothing", "padinv-f", "lpips_kept"))
+        for task in ("inside", "outside")] == [107, 120],
+    "The drawing itself, not inverted, is closer to the truth still": all(
+        edited(task, "drawing", "") < edited(task, "drawn", "padinv-f") for task in ("inside", "outside")),
+    "worse than drawn everywhere": all(edited(task, "copied", name, steps=k) > edited(task, "drawn", name, steps=k)
+        for task in ("inside", "outside") for name in ("psp", "padinv", "padinv-f") for k in (0, 10)),
     "leave 12 % and 13 % less in the changed pixels than the best offset of codes, both in one pass, and 43 % and 37 %":
         [less_changed(domain) for domain in ("faces", "cats")] == [(12, 43), (13, 37)],
     "more than inversion without an edit: 23 % and 14 % in one pass, 36 % and 10 % with 10 steps":
@@ -158,12 +204,10 @@ OFFSETS
     "Glasses and facial hair gain nothing: there pSp's offset, in one pass, leaves less in the changed pixels": all(
         less("drawn+10", "psp", "lpips_changed", edit, domain) < 0
         for domain in ("faces", "cats") for edit in ("glasses", "facial_hair")),
-    "P alone leaves nearly what doing nothing leaves; both together about a third of that inside, and 0.7 outside": all(
-        FORMULAS[task, "padinv", "P"]["lpips_changed"] > 0.9 * FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
-        and abs(FORMULAS[task, "padinv", "W+ & P"]["lpips_changed"] / FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
-                - share) < 0.03 for task, share in (("inside", 0.35), ("outside", 0.7))),
-    "where W+ alone leaves more":
-        FORMULAS["outside", "padinv", "W+"]["lpips_changed"] > FORMULAS["outside", "padinv", "W+ & P"]["lpips_changed"],
+    "P alone leaves nearly what doing nothing leaves; both together 0.4 of that inside, and 0.7 outside":
+        all(of_nothing(task, "P") > 0.9 for task in ("inside", "outside"))
+        and [round(of_nothing(task, "W+ & P"), 1) for task in ("inside", "outside")] == [0.4, 0.7],
+    "where W+ alone leaves more": of_nothing("outside", "W+") > of_nothing("outside", "W+ & P"),
     "Several pairs, averaged, keep the other pixels cleaner than one, a refined pair does not": all(
         FORMULAS[task, name, "W+ & P, 5 pairs"]["lpips_kept"] < FORMULAS[task, name, "W+ & P"]["lpips_kept"]
         < FORMULAS[task, name, "W+ & P, refined pair"]["lpips_kept"]

@@ -204,9 +204,9 @@ CLAIMS = {
     "Glasses and facial hair gain nothing: there pSp's offset, in one pass, leaves less in the changed pixels": all(
         less("drawn+10", "psp", "lpips_changed", edit, domain) < 0
         for domain in ("faces", "cats") for edit in ("glasses", "facial_hair")),
-    "P alone leaves nearly what doing nothing leaves; both together 0.4 of that inside, and 0.7 outside":
+    "P alone leaves nearly what doing nothing leaves; both together 0.35 of that inside, and 0.7 outside":
         all(of_nothing(task, "P") > 0.9 for task in ("inside", "outside"))
-        and [round(of_nothing(task, "W+ & P"), 1) for task in ("inside", "outside")] == [0.4, 0.7],
+        and [round(of_nothing(task, "W+ & P"), 2) for task in ("inside", "outside")] == [0.35, 0.7],
     "where W+ alone leaves more": of_nothing("outside", "W+") > of_nothing("outside", "W+ & P"),
     "Several pairs, averaged, keep the other pixels cleaner than one, a refined pair does not": all(
         FORMULAS[task, name, "W+ & P, 5 pairs"]["lpips_kept"] < FORMULAS[task, name, "W+ & P"]["lpips_kept"]

@@ -166,8 +166,10 @@ def test_stages_name_files_parameters_and_methods_that_there_are(stages):
             if dep.def_path.startswith(("../../padinv/", "../../study/")) or dep.def_path.endswith(".py"):
                 assert (PAPER / dep.def_path).exists(), (name, dep.def_path)
             for key in getattr(dep, "params", ()):
-                section, *rest = key.split(".", 1)
-                assert section in params and all(part in params[section] for part in rest), (name, key)
+                value = params
+                for part in key.split("."):
+                    assert part in value, (name, key)
+                    value = value[part]
     words = shlex.split(stages["inversion@ffhq"].cmd)
     pairs = [words[i + 1 : i + 3] for i, word in enumerate(words) if word in ("-p", "-r")]
     notebook.parse(pairs, notebook.defaults(notebook.read(ROOT / "notebooks/03_inversion.ipynb")))

@@ -24,6 +24,7 @@ from PIL import Image
 from padinv import Encoder, EncoderConfig, Generator, GeneratorConfig, export_generator, load_encoder, load_generator
 from padinv.images.datasets import ImageDataset, read_image
 from padinv.measure import metrics
+from tests.test_field import OPTS, psp_file
 from tools import notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +149,7 @@ def stages() -> dict:
 
 def test_a_dry_run_needs_no_data(tmp_path, stages):
     out = dvc(copied(tmp_path), "repro", "--dry", "--force")
-    assert len(stages) == 33 and out.count("Running stage") == len(stages)
+    assert len(stages) == 37 and out.count("Running stage") == len(stages)
     for name in stages:
         assert f"Running stage '{name}'" in out
 
@@ -288,6 +289,26 @@ def test_a_shrunken_domain_runs(shrunken, domain, monkeypatch):
         file = json.loads(Path(f"results/{domain}/rows/{name}.json").read_text())
         assert file["row"]["method"] == name and file["row"]["test"]["mse"] > 0
         assert file["protocol"]["resolution"] == G.resolution
+
+
+def test_released_encoders_are_rows(shrunken, official, rosinality, monkeypatch):
+    monkeypatch.chdir(shrunken)
+    stages = stages_of(shrunken)
+    torch.save(psp_file(official, rosinality), "sources/ffhq/psp")
+    torch.save(psp_file(official, rosinality, opts=OPTS | {"encoder_type": "Encoder4Editing"}), "sources/ffhq/e4e")
+    Path("data/ffhq").mkdir(parents=True, exist_ok=True)
+    if not Path("data/ffhq/test.zip").exists():  # of the test before, if that ran
+        with zipfile.ZipFile("data/ffhq/test.zip", "w") as z:
+            for i in range(2):
+                z.writestr(f"{i}.png", encoded(i, "PNG", (64, 64)))
+    rows = {}
+    for method in ("psp", "e4e"):
+        execute(stages[f"released-encoder@{method}"].cmd)
+        execute(stages[f"row-released@{method}"].cmd)
+        rows[method] = json.loads(Path(f"results/released/rows/{method}.json").read_text())["row"]["test"]
+        E = load_encoder(f"checkpoints/released-{method}/{method}.safetensors")
+        assert E.padding is None and E.config.base_w == (method == "e4e")
+    assert rows["psp"]["mse"] > 0 and rows["psp"]["mse"] != rows["e4e"]["mse"]
 
 
 def test_dvc_runs_it(shrunken):

@@ -1,7 +1,7 @@
 """PadInv: GAN inversion with the padding space (arXiv 2203.11105).
 
->>> G = padinv.load_generator("checkpoints/avatars-64/generator.safetensors")
->>> E = padinv.load_encoder("checkpoints/avatars-64/padinv.safetensors")
+>>> G = padinv.load_generator("checkpoints/avatars-128/generator.safetensors")
+>>> E = padinv.load_encoder("checkpoints/avatars-128/padinv.safetensors")
 >>> code = padinv.invert(x, E, G)  # x: [N, 3, R, R] in [−1, 1]
 >>> y = G(code)
 """

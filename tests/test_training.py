@@ -190,7 +190,9 @@ def test_not_a_number_stops_with_the_last_good_state(data, tmp_path):
 def test_a_run_goes_on_where_a_setting_is_newer_than_it(data, tmp_path):
     train(data, tmp_path, 8)
     state = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
-    state["config"] = json.dumps({k: v for k, v in json.loads(state["config"]).items() if k != "path_length"})
+    state["config"] = json.dumps(
+        {k: v for k, v in json.loads(state["config"]).items() if k not in ("path_length", "grow")}
+    )
     torch.save(state, tmp_path / "g" / "state.pt")
     with pytest.raises(ValueError, match="other settings .path_length."):
         train(data, tmp_path, 12, path_length=2.0)

@@ -1,6 +1,6 @@
 """Training of the generator and of the encoders: one process or many, a CPU or GPUs, resumable to the bit.
 
-python -m padinv.training generator --data data/avatars-64/train.zip --out generator.safetensors --workdir runs/g
+python -m padinv.training generator --data build/avatars-128/train.zip --out generator.safetensors --workdir runs/g
 accelerate launch -m padinv.training encoder --method padinv …
 """
 

@@ -297,14 +297,14 @@ class Loop:
 
     def load(self) -> dict | None:
         """The saved state of an earlier run with the same configuration and inputs, or None."""
-        mine = json.loads(json.dumps(dataclasses.asdict(self.config) | self.inputs))
+        known, mine = (json.loads(json.dumps(dataclasses.asdict(c))) for c in (type(self.config)(), self.config))
+        mine |= self.inputs
         if not self.state_path.exists():
             return None
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
-        saved = json.loads(state["config"])
+        saved = known | json.loads(state["config"])  # settings newer than the state had their defaults
         # What may change within a run.
         free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
-        saved = {field.name: field.default for field in dataclasses.fields(self.config)} | saved  # some are newer
         changed = sorted(k for k in mine if k not in free and mine[k] != saved.get(k))
         if changed:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "

@@ -86,16 +86,20 @@ def forms(G: Generator, E: Encoder) -> dict[tuple[str, str], Callable]:
 
 
 def peaks() -> dict[str, float]:
-    """Of this machine now: billions of multiply-adds per second of a large product."""
-    found, size = {}, 2048
+    """Of this machine now: billions of multiply-adds per second of a large product. Where a small one takes long, as in
+    bfloat16 on a CPU that does not multiply it, that one counts."""
+    found = {}
     for name, dtype in zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True):
-        a = torch.randn(size, size).to(dtype)
-        out, best = torch.empty_like(a), float("inf")
-        for _ in range(8):
-            start = time.perf_counter()
-            torch.mm(a, a, out=out)
-            best = min(best, time.perf_counter() - start)
-        found[name] = round(size**3 / best / 1e9, 1)
+        for size in (256, 512, 1024, 2048):
+            a = torch.randn(size, size).to(dtype)
+            out, best = torch.empty_like(a), float("inf")
+            for _ in range(8):
+                start = time.perf_counter()
+                torch.mm(a, a, out=out)
+                best = min(best, time.perf_counter() - start)
+            found[name] = round(size**3 / best / 1e9, 1)
+            if best > 0.02 and size < 2048:
+                break
     return found
 
 
@@ -177,7 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
     again = peaks()  # whatever else ran at one end of a long run lowers only that one
     report["peak_gmacs_per_s"] = {key: max(value, again[key]) for key, value in report["peak_gmacs_per_s"].items()}
     for row in report["rows"]:
-        row["percent_of_peak"] = round(100 * row["gmacs_per_s"] / report["peak_gmacs_per_s"][row["precision"]], 1)
+        peak = max(report["peak_gmacs_per_s"]["fp32"], report["peak_gmacs_per_s"][row["precision"]])  # fp32 serves both
+        row["percent_of_peak"] = round(100 * row["gmacs_per_s"] / peak, 1)
     if args.quick and not args.out:
         return
     out = Path(args.out or padinv.project_root() / "results/metrics/bench-cpu.json")

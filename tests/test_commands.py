@@ -209,6 +209,14 @@ def test_half_the_memory_gives_nearly_the_same(place):
     assert means[0] != means[1] and means[1] == pytest.approx(means[0], rel=0.2)
 
 
+@pytest.mark.parametrize("can", [False, True])
+def test_where_bfloat16_is_slow_a_warning_says_so(place, can, monkeypatch, capsys):
+    picture(place / "a.png")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": can}, raising=False)
+    main(["invert", "a.png", *GENERATOR, "--aligned", "--steps", "1", "--out", "out", "--bf16"])
+    assert capsys.readouterr().err.count("padinv: --bf16: this processor does not multiply bfloat16") == (not can)
+
+
 def test_progress_hears_of_every_step(files):
     x = torch.rand(3, 3, 32, 32) * 2 - 1
     for encoder, settings, count in ((None, {"steps": 2, "batch": 2}, 6), ("padinv", {"steps": 2, "batch": 4}, 3),

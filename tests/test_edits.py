@@ -42,7 +42,7 @@ def test_a_region_without_pixels_counts_as_right():
     found = by_region(x * 0.5, x, x, vgg=True)  # nothing should change
     assert not found["mse_changed"].any() and found["lpips_changed"].abs().max() < 1e-6
     assert (found["mse_kept"] > 0).all() and torch.equal(found["mse_kept"], found["mse_all"])
-    assert torch.allclose(found["vgg_all"], lpips("vgg")(x * 0.5, x))
+    assert torch.allclose(found["lpips_vgg"], lpips("vgg")(x * 0.5, x))
     for wrong in (x[:1], x[..., :31], x.double().long()):
         with pytest.raises((TypeError, ValueError), match="source"):
             by_region(x, x, wrong)

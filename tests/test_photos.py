@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from padinv import Code, Encoder, Generator, GeneratorConfig
@@ -156,7 +157,7 @@ def test_a_turned_portrait_gives_the_same_crop(portrait):
 
 
 def test_larger_faces_first_and_pictures_without_any(portrait):
-    small = torch.nn.functional.interpolate(portrait[None].float(), size=(400, 400), mode="area")[0].to(torch.uint8)
+    small = F.interpolate(portrait[None].float(), size=(400, 400), mode="area")[0].to(torch.uint8)
     both = torch.zeros(3, 512, 912, dtype=torch.uint8)
     both[:, :400, :400], both[:, :, 400:] = small, portrait
     found = detect(both)
@@ -246,6 +247,21 @@ def test_faces_of_photographs(run, portrait, tmp_path):
     difference = (pasted.float() - portrait[:, :300].float()).abs().mean(dim=0)
     assert difference[200:].mean() < 3 and difference[80:140, 190:260].mean() > 10
     assert len(Code.load(out / "codes" / "two-1-1.safetensors")) == 1
+
+
+def test_forty_faces_in_one_picture(run, portrait, tmp_path, capsys):
+    face = F.interpolate(portrait[None, :, :256, 100:356].float(), (160, 160), mode="area")[0].to(torch.uint8)
+    write(tmp_path / "in" / "crowd.png", face.repeat(1, 5, 8))
+    status, report = run(tmp_path / "in")
+    assert status == 0 and report["faces"] == 40 and list(report["several_faces"].values()) == [40]
+    assert len(list((tmp_path / "out" / "codes").glob("crowd-*.safetensors"))) == 40
+    said = capsys.readouterr()
+    assert "1 of 1 picture inverted, 40 faces: " in said.out and "40 faces in " in said.err
+    # Each is pasted back where it was: all tiles have changed, and alike.
+    pasted = read_image(tmp_path / "out" / "pasted" / "crowd.jpg").float()  # [3, 800, 1280]
+    change = (pasted - read_image(tmp_path / "in" / "crowd.png")).abs().mean(dim=0)
+    tiles = F.avg_pool2d(change[None, None], 160).flatten()  # [40]
+    assert tiles.min() > 0.5 * tiles.max() > 5
 
 
 def test_the_largest_face_alone(run, portrait, tmp_path):

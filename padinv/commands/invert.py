@@ -55,13 +55,18 @@ def run(args: argparse.Namespace) -> int:
     if report is None:  # not the first of several processes
         return 0
     refused = report["refused"]
-    print(f"{report['inverted']} of {report['pictures']} pictures inverted, {report['faces']} faces: {args.out}")
+    faces = "" if args.aligned or args.crop == "center" else f", {counted(report['faces'], 'face')}"
+    print(f"{report['inverted']} of {counted(report['pictures'], 'picture')} inverted{faces}: {args.out}")
     if report["mean"]:
         print("mean: " + ", ".join(f"{key} {value:.4f}" for key, value in report["mean"].items()))
     say([f"{n} faces in {file}, each inverted" for file, n in report["several_faces"].items()], args.out)
     say([f"refused: {bad['reason']}" for bad in refused], args.out)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1  # a launcher takes any other status for a crash
     return 3 if refused and not launched else 0
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def say(lines: list[str], out: str) -> None:

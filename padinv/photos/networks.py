@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ class Networks:
             check_pair(self.E, self.G)
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--batch: expected 1 or more, got {self.batch}")
+        if self.bf16 and self.steps and not multiplies_bf16(self.G.const.device):
+            warnings.warn("--bf16: this processor does not multiply bfloat16, so that a step takes half the memory but "
+                          "many times as long; leave it out unless memory is what is missing", stacklevel=3)  # fmt: skip
         if self.batch is None:
             self.batch = room(self.G, self.bf16) if self.steps else 16
 
@@ -172,6 +176,14 @@ def room(G: Generator, bf16: bool = False) -> int:
         raise ValueError(f"--generator: a step at {G.resolution}² takes about {need / 1e9:.1f} GB a picture, "
                          f"{free / 1e9:.1f} GB are free; --bf16 halves it, --batch 1 tries all the same")  # fmt: skip
     return max(1, min(int(0.8 * free / need), 16 if device.type == "cuda" else 4))
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is more than a way to store numbers there; where that is not known, it is taken to be."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch < 2.12
+        return True
+    has = torch.cpu.get_capabilities()
+    return any(has[name] for name in has if "bf16" in name or name == "avx512_bw")  # by that one in few instructions
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ retrain: env  ## train what its code or settings left behind (TRAIN=train-encode
 		"$(BIN)/dvc" repro $(if $(FORCE),--force) --single-item $(TRAIN)
 
 test: data  ## unit tests, and every notebook against its stored outputs
-	"$(BIN)/pytest" --nbval
+	"$(BIN)/pytest" --nbval -n auto --maxprocesses 4 --dist loadfile
 
 bench: data  ## time encode + synthesise: plain, ours, compiled (QUICK=1: one image only)
 	"$(BIN)/python" -m benchmarks.bench $(if $(QUICK),--quick)

@@ -37,7 +37,7 @@ PLAIN = ("W+", "P", "W+ & P")  # formulas of offsets that the table has of every
 STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
 MORE_PAIRS = 4  # of an edit, where several are averaged
 TASKS = {"inside": "edits inside", "outside": "edits outside", "blend": "blends"}  # beside single edits
-REGIONS = ("lpips_changed", "lpips_kept", "lpips_all")  # columns of pages
+REGIONS = ("lpips_changed", "lpips_kept", "lpips_all", "lpips_vgg")  # columns of pages
 METHODS = {
     "nothing": "the target, or of a blend the contour, inverted",
     "mix": "w of the pair's `after`, from the target's code the others and P; of a blend the w of the details",
@@ -266,7 +266,7 @@ def by_region(y: Tensor, truth: Tensor, source: Tensor, vgg: bool = False) -> di
     Returns:
         {"lpips_all", "lpips_changed", "lpips_kept", "mse_all", …: [N] on the CPU}: the mean square over the pixels of
         the region; and LPIPS-Alex between the truth and y inside the region with the truth around it, so that only the
-        region can differ. Both are 0 where the region is empty. "vgg_all": LPIPS-VGG.
+        region can differ. Both are 0 where the region is empty. "lpips_vgg": LPIPS-VGG of the whole image.
 
     Raises:
         TypeError, ValueError: not images, or of different shapes.
@@ -286,7 +286,7 @@ def by_region(y: Tensor, truth: Tensor, source: Tensor, vgg: bool = False) -> di
             for key, value in values.items():
                 found.setdefault(f"{key}_{region}", []).append(value)
         if vgg:
-            found.setdefault("vgg_all", []).append(lpips("vgg", y.device)(part, true))
+            found.setdefault("lpips_vgg", []).append(lpips("vgg", y.device)(part, true))
     return {key: torch.cat(values).cpu() for key, values in found.items()}
 
 
@@ -383,7 +383,7 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])
     for way, code in blends(G, E, other, x, k).items():
         values = by_region(draw(code, G), x["truth"], x["a"], settings["vgg"])
-        whole = {key: value for key, value in values.items() if key.endswith("all")}
+        whole = {key: value for key, value in values.items() if key.endswith(("all", "vgg"))}
         lines.append({"task": "blend", **way._asdict()} | means([whole]))
     note = (f"Even targets ({settings['n_targets']} of each edit), {settings['n_triples']} triples of "
             f"{Path(data).name.split('-')[0]} at {G.resolution}²; LPIPS v0.1, AlexNet, mean ± standard error. Choices "

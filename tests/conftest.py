@@ -1,8 +1,12 @@
 """Fixtures shared by the tests of the networks."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # which would wait for each other's threads
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))  # of torch, and of notebooks' kernels
 
 import numpy as np
 import pytest

@@ -105,9 +105,14 @@ def edited(task: str, method: str, encoder: str, region: str = "lpips_all", step
     return row[region]
 
 
-def gain(task: str, a: str, b: str, method: str) -> int:
+def gain(task: str, a: str, b: str, method: str, region: str = "lpips_all") -> int:
     """By how many per cent an encoder leaves less than another, in one pass."""
-    return round(100 * (1 - edited(task, method, a) / edited(task, method, b)))
+    return round(100 * (1 - edited(task, method, a, region) / edited(task, method, b, region)))
+
+
+def seen_by_vgg(method: str) -> list[int]:
+    """By how many per cent PadInv leaves more LPIPS-VGG than pSp, inside and outside."""
+    return [-gain(task, "padinv", "psp", method, "lpips_vgg") for task in ("inside", "outside")]
 
 
 def of_nothing(task: str, part: str) -> float:
@@ -115,11 +120,11 @@ def of_nothing(task: str, part: str) -> float:
     return FORMULAS[task, "padinv", part]["lpips_changed"] / FORMULAS[task, "padinv", "nothing"]["lpips_changed"]
 
 
-def over_offsets() -> tuple[int, ...]:
+def over_offsets(region: str = "lpips_all") -> tuple[int, ...]:
     """By how many per cent the drawing inverted leaves less than the best offset, inside and outside."""
-    best = {task: min(edited(task, "offset", name) for name in ("psp", "padinv", "padinv-f"))
+    best = {task: min(edited(task, "offset", name, region) for name in ("psp", "padinv", "padinv-f"))
             for task in ("inside", "outside")}  # fmt: skip
-    return tuple(round(100 * (1 - edited(task, "drawn", "padinv-f") / value)) for task, value in best.items())
+    return tuple(round(100 * (1 - edited(task, "drawn", "padinv-f", region) / value)) for task, value in best.items())
 
 
 CLAIMS = {
@@ -213,7 +218,8 @@ CLAIMS = {
     "and edits of w come out less true":
         COLLAPSE["losses of the paper"]["edit_lpips"] > 1.05 * COLLAPSE["w draws alone too"]["edit_lpips"],
     # blends
-    "4 % closer to the true blends (LPIPS) than pSp's style mixing": gain("blend", "padinv-split", "psp", "mix") == 4,
+    "4 % closer to the true blends (LPIPS-Alex) than pSp's style mixing":
+        gain("blend", "padinv-split", "psp", "mix") == 4,
     "brings the other's shapes along here, where w alone draws them, and ends more than twice as far":
         edited("blend", "blend", "padinv-split") > 2 * edited("blend", "mix", "padinv-split"),
     "4 % closer to the truth than pSp's style mixing at its best cut, of `padinv` 1 %":
@@ -226,7 +232,7 @@ CLAIMS = {
     "than half-way between its own codes, 21 % and 8 %":
         [less_in_blends("padinv", "interpolation", domain) for domain in ("faces", "cats")] == [21, 8],
     # edits from one pair
-    "PadInv's leaves 8 % less LPIPS to the true results than pSp's, with an interior 13 %":
+    "PadInv's leaves 8 % less LPIPS-Alex to the true results than pSp's, with an interior 13 %":
         [gain("outside", name, "psp", "offset") for name in ("padinv", "padinv-f")] == [8, 13],
     "PadInv's leaves 8 % less than pSp's in all pixels, `padinv-f` 13 %":
         [gain("outside", name, "psp", "offset") for name in ("padinv", "padinv-f")] == [8, 13],
@@ -246,6 +252,17 @@ CLAIMS = {
         for task in ("inside", "outside")] == [107, 120],
     "The drawing itself, not inverted, is closer to the truth still": all(
         edited(task, "drawing", "") < edited(task, "drawn", "padinv-f") for task in ("inside", "outside")),
+    "with PadInv's offset 12 % more is left than with pSp's inside and 3 % more outside":
+        seen_by_vgg("offset") == [12, 3],
+    "with its drawn edit 7 % and 1 % more": seen_by_vgg("drawn") == [7, 1],
+    "`padinv-f`'s drawn edit equals the best offset inside and leaves 9 % less outside":
+        over_offsets("lpips_vgg") == (0, 9),
+    "It ranks inversions without any edit the same way": min(seen_by_vgg("nothing")) > 0,
+    "LPIPS-VGG sees no gain in offsets and blends":
+        min(seen_by_vgg("offset")) > 0 > max(gain("blend", name, "psp", "mix", "lpips_vgg")
+                                             for name in ("padinv", "padinv-split")),
+    "By LPIPS-VGG pSp's style mixing is nearer, by 5 % and 8 %":
+        [-gain("blend", name, "psp", "mix", "lpips_vgg") for name in ("padinv-split", "padinv")] == [5, 8],
     "worse than drawn everywhere": all(edited(task, "copied", name, steps=k) > edited(task, "drawn", name, steps=k)
         for task in ("inside", "outside") for name in ("psp", "padinv", "padinv-f") for k in (0, 10)),
     "leave 12 % and 13 % less in the changed pixels than the best offset of codes, both in one pass, and 43 % and 37 %":

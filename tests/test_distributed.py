@@ -14,7 +14,7 @@ from padinv.model.generator import Generator, GeneratorConfig
 
 SETTINGS = {
     "images": 48, "batch": 8, "lr": 1e-3, "log_every": 1, "adversarial": 0.1, "r1_every": 2, "lpips": 0.0,
-    "encoder": {"widths": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "pyramid_channels": 8, "head_channels": 4,
+    "encoder": {"widths": [16, 16, 24, 24], "depths": [1, 1, 1, 1], "pyramid_channels": 8, "head_channels": 4,
                 "padding_channels": 4, "se_reduction": 2, "input_resolution": 32},
     "methods": {"padinv": {}},
 }  # fmt: skip

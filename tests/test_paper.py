@@ -218,7 +218,7 @@ def shrunken(tmp_path_factory) -> Path:
         write_lmdb(sources / name, {f"{i:040x}".encode(): encoded(i, "WEBP", (320, 256)) for i in range(6)})
 
     params = yaml.safe_load((PAPER / "params.yaml").read_text())
-    tiny = {"input_resolution": 32, "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "se_reduction": 2,
+    tiny = {"input_resolution": 32, "widths": [16, 16, 24, 24], "depths": [1, 1, 1, 1], "se_reduction": 2,
             "pyramid_channels": 8, "head_channels": 4, "padding_channels": 8}  # fmt: skip
     for domain in DOMAINS:
         section = params[f"train_{domain}"]

@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
     text = (folder / "dvc.yaml").read_text()
     (folder / "dvc.yaml").write_text(text.replace("test: 400", "test: 10"))
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    tiny = {"widths": [4, 4, 8, 8], "se_reduction": 2, "pyramid_channels": 8, "head_channels": 4}
+    tiny = {"widths": [16, 16, 24, 24], "se_reduction": 2, "pyramid_channels": 8, "head_channels": 4}
     params["train_generator"] |= {"images": 8, "batch": 4, "grow": [], "channel_base": 256, "channel_max": 8}
     params["train_encoder"] |= {"images": 8, "batch": 4}
     params["train_encoder"]["encoder"] |= tiny | {"padding_channels": 8}

@@ -33,9 +33,7 @@ from padinv.training.views import views
 
 TINY = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8, "resolution": 16,
         "batch": 4, "log_every": 1, "r1_every": 3, "ema_images": 16.0}  # fmt: skip
-# Of 8 channels and more: with fewer, oneDNN 3.11 writes past its memory on CPUs with AVX2 alone, in the gradient of a
-# 1×1 convolution with a stride (its issue 6035).
-SMALL_ENCODER = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "pyramid_channels": 8, "head_channels": 4,
+SMALL_ENCODER = {"widths": (16, 16, 24, 24), "depths": (1, 1, 1, 1), "pyramid_channels": 8, "head_channels": 4,
                  "padding_channels": 4, "se_reduction": 2, "input_resolution": 32}  # fmt: skip
 
 
@@ -382,6 +380,8 @@ def test_swapping_goes_on_from_an_encoder_and_resumes(data, generator, tmp_path)
         go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False})
     with pytest.raises(ValueError, match="swap_from: expected 0 to "):
         go_on("far", 4, swap_from=load_generator(generator).num_ws)
+    with pytest.raises(ValueError, match="encoder.widths: expected 16 channels or more on a CPU, got 8"):
+        go_on("narrow", 4, init=None, encoder={"widths": (8, 16, 16, 16)})
     apart = go_on("apart", 4, swap_from=2).state_dict()
     assert not torch.equal(apart[key], go_on("once", 4).state_dict()[key]), "coarse w of the image itself"
     go_on("psp", 4, init=None, encoder={"padded_resolutions": 0, "replace_const": False}, swap_from=2)

@@ -66,8 +66,8 @@ class Networks:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--batch: expected 1 or more, got {self.batch}")
         if self.bf16 and self.steps and not multiplies_bf16(self.G.const.device):
-            warnings.warn("--bf16: this processor does not multiply bfloat16, so that a step takes half the memory but "
-                          "many times as long; leave it out unless memory is what is missing", stacklevel=3)  # fmt: skip
+            warnings.warn("--bf16: this processor does not multiply bfloat16, so a step takes half the memory but many "
+                          "times as long; leave it out unless memory is what is missing", stacklevel=3)  # fmt: skip
         if self.batch is None:
             self.batch = room(self.G, self.bf16) if self.steps else 16
 

@@ -173,6 +173,12 @@ CLAIMS = {
     "0.97 of the MSE inside the generator's domain and 0.81 outside; its LPIPS-VGG is 1.10 and 1.01 times that of W+":
         [of_search(part, key) for key in ("mse", "lpips_vgg") for part in ("inside", "outside")]
         == [0.97, 0.81, 1.1, 1.01],
+    "P at the pace of w is best by all three": all(
+        SEARCHED["train", "P at 1"][key] == min(row[key] for (part, _), row in SEARCHED.items() if part == "train")
+        for key in DISTANCES),
+    "the nearest sample no better a start than the mean": all(
+        SEARCHED["train", "from the nearest of 1,000 samples"][key] > SEARCHED["train", "as it is"][key]
+        for key in DISTANCES),
     "P at the pace of w leaves less MSE and LPIPS-Alex than at the tenth that it has": all(
         SEARCHED["choice", "P at 1"][key] < SEARCHED["choice", "as it is"][key] for key in ("mse", "lpips_alex")),
     "a start at the nearest of 1,000 samples less LPIPS-VGG":

@@ -63,8 +63,9 @@ def test_two_processes_and_one_have_the_same_curve_and_weights(inputs):
     for row, other in zip(curve, others, strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
     for name, t in weights.items():  # of 6 steps of Adam at 1e-3; where a gradient is noise, its sign is too
-        apart = (other_weights[name] - t).float().abs().mean().item()
-        assert apart < 3e-4, f"{name}: weights differ by {apart} on average"
+        close = torch.isclose(other_weights[name], t, rtol=0.01, atol=2e-3).float().mean()
+        apart = (other_weights[name] - t).float().abs().mean()
+        assert close > 0.999 and apart < 3e-4, f"{name}: {close:%} of the weights close, {apart} apart on average"
 
 
 def test_a_batch_that_processes_cannot_share(inputs):

@@ -1,5 +1,6 @@
 """pipelines/photos: its stages run on a shrunken domain, and publish.py hands over what they made."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -39,7 +40,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "dvc.yaml").write_text(text.replace("test: 400", "test: 10"))
     params = yaml.safe_load((folder / "params.yaml").read_text())
     tiny = {"widths": [16, 16, 24, 24], "se_reduction": 2, "pyramid_channels": 8, "head_channels": 4}
-    params["train_generator"] |= {"images": 8, "batch": 4, "grow": [], "channel_base": 256, "channel_max": 8}
+    params["train_generator"] |= {"images": 12, "batch": 4, "grow": [[32, 8]], "warm": 4}
+    params["train_generator"] |= {"channel_base": 256, "channel_max": 8}
     params["train_encoder"] |= {"images": 8, "batch": 4}
     params["train_encoder"]["encoder"] |= tiny | {"padding_channels": 8}
     params["train_encoder"]["methods"]["padinv-split"]["images"] = 4
@@ -57,7 +59,7 @@ def folder(tmp_path_factory) -> Path:
 def test_a_dry_run_needs_no_data(folder):
     names = stages_of(folder)
     out = dvc(folder, "repro", "--dry", "--force")
-    assert len(names) == 34 and all(f"Running stage '{name}'" in out for name in names)
+    assert len(names) == 36 and all(f"Running stage '{name}'" in out for name in names)
 
 
 def test_a_shrunken_domain_runs(folder, monkeypatch):
@@ -70,6 +72,15 @@ def test_a_shrunken_domain_runs(folder, monkeypatch):
         execute(stages[name].cmd)
         for out in stages[name].outs:
             assert Path(out.fs_path).exists(), (name, out.def_path)
+    # Of 18 cats 8 are left to train on: too few for covariances of 1,088 features.
+    monkeypatch.setattr("padinv.measure.metrics.frechet_distance", lambda a, b: (a.mean(0) - b.mean(0)).norm().item())
+    execute(f"{stages['samples@cats'].cmd} --samples 4 --draws 2")
+    assert all(Path(out.fs_path).exists() for out in stages["samples@cats"].outs)
+    judged = list(csv.DictReader(Path("results/tables/cats-samples.csv").read_text().splitlines()))
+    assert [(row["samples of"], row["images"]) for row in judged] == [("training images", ""), ("64²", "12")]
+    assert float(judged[1]["frechet_alex"]) > float(judged[0]["frechet_alex"])
+    with pytest.raises(SystemExit, match="--samples: expected at most half of the 8 training images, got 2000"):
+        execute(stages["samples@cats"].cmd)
     assert load_encoder("checkpoints/cats-64/padinv-split.safetensors").padding is not None
     row = json.loads(Path("results/cats-64/rows/psp+100.json").read_text())
     assert row["row"]["test"]["n_images"] == 8 and row["row"]["generator_passes"] == 2

@@ -48,9 +48,8 @@ def publish(domain: str) -> None:
         sys.exit(f"publish: first dvc repro, since this differs from what was run:\n{status}")
     folder = f"{domain}-64"
     shutil.rmtree(ROOT / "results" / folder, ignore_errors=True)
-    files = [HERE / "results" / part / f"{domain}.{end}" for part, end in
-             (("tables", "csv"), ("tables", "md"), ("figures", "png"))]  # fmt: skip
-    for path in [*files, *(p for pattern in RESULTS for p in (HERE / "results" / folder).glob(pattern))]:
+    shared = [path for part in ("tables", "figures") for path in (HERE / "results" / part).glob(f"{domain}*")]
+    for path in [*shared, *(p for pattern in RESULTS for p in (HERE / "results" / folder).glob(pattern))]:
         target = ROOT / path.relative_to(HERE)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)

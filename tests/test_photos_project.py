@@ -77,7 +77,7 @@ def test_a_shrunken_domain_runs(folder, monkeypatch):
     execute(f"{stages['samples@cats'].cmd} --samples 4 --draws 2")
     assert all(Path(out.fs_path).exists() for out in stages["samples@cats"].outs)
     judged = list(csv.DictReader(Path("results/tables/cats-samples.csv").read_text().splitlines()))
-    assert [(row["samples of"], row["images"]) for row in judged] == [("training images", ""), ("64²", "12")]
+    assert [(row["from"], row["images"]) for row in judged] == [("other training images", ""), ("generator", "12")]
     assert float(judged[1]["frechet_alex"]) > float(judged[0]["frechet_alex"])
     with pytest.raises(SystemExit, match="--samples: expected at most half of the 8 training images, got 2000"):
         execute(stages["samples@cats"].cmd)

@@ -31,7 +31,7 @@ NOTE = """{domain} at {size}²: {n:,} samples without truncation against {n:,} t
 that the generator has seen; means ± standard errors over {draws} draws of z. Fréchet distance of LPIPS-AlexNet's
 features (conv2 to conv5, means over positions, joined): no discriminator used them, the autoencoder's loss did.
 Precision: share of the samples that lie nearer to a training image than its third neighbour; recall, the other way
-round (Kynkäänniemi et al. 2019). First row: other training images against the same. Such numbers compare only among
+round (Kynkäänniemi et al. 2019). First row: the same of real images. Such numbers compare only among
 themselves."""
 
 
@@ -73,13 +73,15 @@ def judge(domain: str, n: int, draws: int) -> None:
     images, network = to_float(source.tensor()), lpips("alex", device)
     known = features(network, images)  # [N, 1088]
     real, other = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))].split(n)[:2]
-    rows = [{"samples of": "training images"} | judged(real, iter([other]))]
+    rows = [{"from": "other training images"} | judged(real, iter([other]))]
     kept = sorted(Path(f"runs/{domain}-64/generator/kept").glob("*.safetensors"))
     for path in tqdm([*kept, last], unit="generator"):
         other, seen = load_generator(path, device), json.loads(read_metadata(path)["meta"])["images"]
+        if other.resolution != G.resolution:
+            continue  # not there yet: nothing to compare with these images
         drawn = (features(network, draw(other, n, seed)) for seed in range(draws))
-        rows.append({"samples of": f"{other.resolution}²", "images": seen} | judged(real, drawn))
-    columns = ["samples of", "images", *METRICS]
+        rows.append({"from": "generator", "images": seen} | judged(real, drawn))
+    columns = ["from", "images", *METRICS]
     note = NOTE.format(domain=domain.capitalize(), size=G.resolution, n=n, draws=draws)
     whole = (rows, [*columns, *(f"{name}_error" for name in METRICS)])
     write_table(f"results/tables/{domain}-samples", rows, columns, note, whole=whole)

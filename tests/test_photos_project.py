@@ -59,7 +59,7 @@ def folder(tmp_path_factory) -> Path:
 def test_a_dry_run_needs_no_data(folder):
     names = stages_of(folder)
     out = dvc(folder, "repro", "--dry", "--force")
-    assert len(names) == 36 and all(f"Running stage '{name}'" in out for name in names)
+    assert len(names) == 38 and all(f"Running stage '{name}'" in out for name in names)
 
 
 def test_a_shrunken_domain_runs(folder, monkeypatch):

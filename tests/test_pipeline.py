@@ -260,7 +260,7 @@ def test_results_of_photographs_are_of_the_networks_that_are_shipped(domain):
     meta = yaml.safe_load((ROOT / f"checkpoints/{domain}-64.dvc").read_text())["meta"]
     assert {"trained_by", "commit", "photographs", "terms", "photographs_md5"} <= set(meta)
     rows = list((ROOT / f"results/{domain}-64/rows").glob("*.json"))
-    assert len(rows) == 5
+    assert {row.stem for row in rows} >= {"psp", "psp+100", "padinv", "padinv+10", "padinv+100"}
     for row in rows:
         for name, digest in json.loads(row.read_text())["protocol"]["checkpoints"].items():
             assert digest == file_hash(ROOT / f"checkpoints/{domain}-64/{name}.safetensors"), (row, name)

@@ -29,17 +29,18 @@ NATIVE = T["encoded", "native", "padinv"]
 RATIOS = table("results/tables/ratios.csv", "method", "against", "set")
 SECONDS = {name: row["seconds_per_image"] for name, row in table("results/tables/timing.csv", "method").items()}
 FACES, CATS = (table(f"results/tables/{name}.csv", "method") for name in ("faces", "cats"))
+ON_FACES = {name: json.loads((ROOT / f"results/faces-64/rows/{name}.json").read_text())["row"]
+            for name in ("psp", "padinv", "padinv-w-alone")}  # fmt: skip
 EDITING = table("results/tables/editing.csv", "task", "method", "encoder", "steps", "part")
+DRAWN_FACES = list(table("results/tables/faces-samples.csv", "from", "images").values())
 FLAT = table("results/tables/flat.csv", "images", "method", "kept")
 SEARCHED = {key: row for name in ("avatars", "faces")
             for key, row in table(f"results/tables/search-{name}.csv", "images", "way").items()}  # fmt: skip
 COLLAPSE = table("results/tables/w_collapse.csv", "encoder")
 FORMULAS = table("results/tables/editing_ablation.csv", "task", "encoder", "part")
 SPEEDUPS = [float(row["speedup"]) for row in read("results/tables/bench-cpu.csv")]
-EDITS = {
-    "faces": table("results/faces-64/tables/editing.csv", "task", "method"),
-    "cats": table("results/cats-64/tables/editing.csv", "task", "method"),
-}
+CATS_EDITED = table("results/cats-64/tables/editing.csv", "task", "method")
+FACES_EDITED = table("results/faces-64/tables/editing.csv", "task", "method", "encoder", "steps", "part")
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 ENCODERS = PARAMS["train_encoder"]
 GENERATOR = json.loads((ROOT / "results/metrics/generator.json").read_text())
@@ -74,27 +75,28 @@ def of_search(part: str, key: str) -> float:
     return round(SEARCHED[part, "w+p"][key] / SEARCHED[part, "w+"][key], 2)
 
 
-def less(a: str, b: str, column: str, task: str, domain: str) -> int:
-    """Of photographs: by how many per cent an edit leaves less than another."""
-    return round(100 * (1 - EDITS[domain][task, a][column] / EDITS[domain][task, b][column]))
+def of_psp(name: str, key: str, part: str = "test") -> float:
+    """Of faces: what an encoder leaves of pSp's distance, on all images that both inverted."""
+    return round(ON_FACES[name][part][key] / ON_FACES["psp"][part][key], 2)
 
 
-def less_in_blends(a: str, b: str, domain: str) -> int:
-    return less(a, b, "lpips_all", "blend", domain)
+def of_face(task: str, method: str, encoder: str, key: str = "lpips_all", steps: int = 0) -> float:
+    """What edits and blends of faces leave; of offsets the one that is chosen."""
+    chosen = json.loads((ROOT / "results/faces-64/metrics/editing.json").read_text())["protocol"]["chosen"]
+    part = chosen[encoder] if method == "offset" else None
+    (row,) = (row for line, row in FACES_EDITED.items()
+              if line[:4] == (task, method, encoder, str(steps)) and part in (None, line[4]))  # fmt: skip
+    return row[key]
 
 
-def less_changed(domain: str) -> tuple[int, int]:
-    """Of drawn edits: than the best offset of codes, in one pass; than pSp's inversion of the drawing, 10 steps."""
-    offsets = ("nothing", "psp", "padinv", "padinv-w", "padinv-wp")
-    best = min(offsets, key=lambda name: EDITS[domain]["edits", name]["lpips_changed"])
-    pairs = ("drawn", best), ("drawn+10", "psp-drawn+10")
-    return tuple(less(*pair, "lpips_changed", "edits", domain) for pair in pairs)
+def on_faces(a: str, b: str, method: str, task: str = "inside", key: str = "lpips_all", steps: int = 0) -> int:
+    """By how many per cent an encoder's edits leave less than another's."""
+    return round(100 - 100 * of_face(task, method, a, key, steps) / of_face(task, method, b, key, steps))
 
 
-def more_kept(domain: str) -> tuple[int, int]:
-    """Of drawn edits, in pixels that should not change: than inversion without an edit, in one pass; with 10 steps."""
-    pairs = ("drawn", "nothing"), ("drawn+10", "nothing+10")
-    return tuple(-less(*pair, "lpips_kept", "edits", domain) for pair in pairs)
+def less(a: str, b: str, column: str, task: str) -> int:
+    """Of cats: by how many per cent an edit leaves less than another."""
+    return round(100 * (1 - CATS_EDITED[task, a][column] / CATS_EDITED[task, b][column]))
 
 
 def edited(task: str, method: str, encoder: str, region: str = "lpips_all", steps: int = 0) -> float:
@@ -213,11 +215,22 @@ CLAIMS = {
     "and is worse to edit the closer it comes":
         1 < RATIOS["padinv+100", "psp+100", "native"]["edit_lpips"]
         < RATIOS["padinv-f+100", "psp+100", "native"]["edit_lpips"],
-    "on faces w has collapsed to its mean (`style_distance` is 0.0007)": FACES["padinv"]["style_distance"] == 0.0007,
-    "`style_distance` 0.0007 on faces, 0.0342 on cats":
-        (FACES["padinv"]["style_distance"], CATS["padinv"]["style_distance"]) == (0.0007, 0.0342),
-    "Its codes are worse to edit than pSp's, refined or not": all(
-        below(f"psp{steps}", f"padinv{steps}", "edit_lpips", of=t) for t in (FACES, CATS) for steps in ("", "+100")),
+    "w of its encoder has all but collapsed (`style_distance` is 0.0342)": CATS["padinv"]["style_distance"] == 0.0342,
+    "The distance has fallen to 238, and still falls; 43 is that of real images":
+        round(DRAWN_FACES[-1]["frechet_alex"]) == 238 == round(min(row["frechet_alex"] for row in DRAWN_FACES[1:]))
+        and round(DRAWN_FACES[0]["frechet_alex"]) == 43,
+    "Recall, 0.12 where real images have 0.77":
+        [round(DRAWN_FACES[i]["recall"], 2) for i in (-1, 0)] == [0.12, 0.77],
+    "saw 156,000 images in two hours": DRAWN_FACES[-1]["images"] == 156_000,
+    "PadInv leaves 0.40 of pSp's MSE, 0.62 of its LPIPS-Alex and 0.75 of its LPIPS-VGG, on 1,000 test images":
+        [of_psp("padinv", key) for key in DISTANCES] == [0.4, 0.62, 0.75],
+    "draws nearly as well as pSp's (1.07 of its MSE)": of_psp("padinv-w-alone", "mse") == 1.07,
+    "they leave 1.13 times its LPIPS-Alex": of_psp("padinv", "edit_lpips", "native") == 1.13,
+    "After 100 steps of refinement they leave 3.3 times as much":
+        round(FACES["padinv+100"]["edit_lpips"] / FACES["psp+100"]["edit_lpips"], 1) == 3.3,
+    "keep w nearer to its mean than the mapping does (`style_distance` 0.45 and 0.48)":
+        [round(ON_FACES[name]["test"]["style_distance"], 2) for name in ("psp", "padinv")] == [0.45, 0.48],
+    "P draws everything (`style_distance` 0.0342)": CATS["padinv"]["style_distance"] == 0.0342,
     # the collapse of w
     "it goes less than half as far from its mean as codes of the mapping do":
         COLLAPSE["losses of the paper"]["style_distance"] < 0.5 < 0.8 < COLLAPSE["w draws alone too"]["style_distance"],
@@ -233,11 +246,22 @@ CLAIMS = {
     "hardly closer than the contour without a blend": all(
         0.97 < edited("blend", "blend", name) / edited("blend", "nothing", name) < 1
         for name in ("padinv", "padinv-split")),
-    "36 % (faces) and 32 % (cats) closer to the truth (LPIPS) than pSp's style mixing at its best cut":
-        [less_in_blends("padinv", "mix", domain) for domain in ("faces", "cats")] == [36, 32],
-    "than half-way between its own codes, 21 % and 8 %":
-        [less_in_blends("padinv", "interpolation", domain) for domain in ("faces", "cats")] == [21, 8],
+    "32 % closer to the truth (LPIPS) than pSp's style mixing at its best cut; than half-way between its own codes, 8 %":
+        [less("padinv", name, "lpips_all", "blend") for name in ("mix", "interpolation")] == [32, 8],
+    "Style mixing by `padinv-split`, P of the contour with it, is 43 % closer to the true blend than pSp's":
+        on_faces("padinv-split", "psp", "mix", "blend") == 43,
+    "(LPIPS-Alex; LPIPS-VGG 24 %); all of W+ from the other face, 41 %":
+        on_faces("padinv-split", "psp", "mix", "blend", "lpips_vgg") == 24
+        and round(100 - 100 * of_face("blend", "blend", "padinv-split") / of_face("blend", "mix", "psp")) == 41,
     # edits from one pair
+    "The best offset of PadInv's codes leaves 34 % less LPIPS-Alex to the true result than the best of pSp's":
+        on_faces("padinv", "psp", "offset") == 34,
+    "and 22 % less LPIPS-VGG": on_faces("padinv", "psp", "offset", key="lpips_vgg") == 22,
+    "P alone draws them better than W+ alone":
+        FACES_EDITED["inside", "offset", "padinv", "0", "P"]["lpips_all"]
+        < FACES_EDITED["inside", "offset", "padinv", "0", "W+"]["lpips_all"],
+    "PadInv leaves 37 % less than pSp in one pass, 54 % less with 10 steps":
+        [on_faces("padinv", "psp", "drawn", steps=k) for k in (0, 10)] == [37, 54],
     "PadInv's leaves 8 % less LPIPS-Alex to the true results than pSp's, with an interior 13 %":
         [gain("outside", name, "psp", "offset") for name in ("padinv", "padinv-f")] == [8, 13],
     "PadInv's leaves 8 % less than pSp's in all pixels, `padinv-f` 13 %":
@@ -271,13 +295,15 @@ CLAIMS = {
         [-gain("blend", name, "psp", "mix", "lpips_vgg") for name in ("padinv-split", "padinv")] == [5, 8],
     "worse than drawn everywhere": all(edited(task, "copied", name, steps=k) > edited(task, "drawn", name, steps=k)
         for task in ("inside", "outside") for name in ("psp", "padinv", "padinv-f") for k in (0, 10)),
-    "leave 12 % and 13 % less in the changed pixels than the best offset of codes, both in one pass, and 43 % and 37 %":
-        [less_changed(domain) for domain in ("faces", "cats")] == [(12, 43), (13, 37)],
-    "more than inversion without an edit: 23 % and 14 % in one pass, 36 % and 10 % with 10 steps":
-        [more_kept(domain) for domain in ("faces", "cats")] == [(23, 36), (14, 10)],
+    "leave 13 % less in the changed pixels than the best offset of codes": less(
+        "drawn", min(("nothing", "psp", "padinv", "padinv-w", "padinv-wp"),
+                     key=lambda name: CATS_EDITED["edits", name]["lpips_changed"]), "lpips_changed", "edits") == 13,
+    "37 % less than pSp's inversion of the same drawing, both with 10 steps":
+        less("drawn+10", "psp-drawn+10", "lpips_changed", "edits") == 37,
+    "more than inversion without an edit: 14 % in one pass, 10 % with 10 steps":
+        [-less(f"drawn{k}", f"nothing{k}", "lpips_kept", "edits") for k in ("", "+10")] == [14, 10],
     "Glasses and facial hair gain nothing: there pSp's offset, in one pass, leaves less in the changed pixels": all(
-        less("drawn+10", "psp", "lpips_changed", edit, domain) < 0
-        for domain in ("faces", "cats") for edit in ("glasses", "facial_hair")),
+        less("drawn+10", "psp", "lpips_changed", edit) < 0 for edit in ("glasses", "facial_hair")),
     "P alone leaves nearly what doing nothing leaves; both together 0.35 of that inside, and 0.7 outside":
         all(of_nothing(task, "P") > 0.9 for task in ("inside", "outside"))
         and [round(of_nothing(task, "W+ & P"), 2) for task in ("inside", "outside")] == [0.35, 0.7],

@@ -32,6 +32,7 @@ FACES, CATS = (table(f"results/tables/{name}.csv", "method") for name in ("faces
 ON_FACES = {name: json.loads((ROOT / f"results/faces-64/rows/{name}.json").read_text())["row"]
             for name in ("psp", "padinv", "padinv-w-alone")}  # fmt: skip
 EDITING = table("results/tables/editing.csv", "task", "method", "encoder", "steps", "part")
+OF_FACES = table("results/faces-64/tables/attributes.csv", "method")
 DRAWN_FACES = list(table("results/tables/faces-samples.csv", "from", "images").values())
 FLAT = table("results/tables/flat.csv", "images", "method", "kept")
 SEARCHED = {key: row for name in ("avatars", "faces")
@@ -253,6 +254,8 @@ CLAIMS = {
     "(LPIPS-Alex; LPIPS-VGG 24 %); all of W+ from the other face, 41 %":
         on_faces("padinv-split", "psp", "mix", "blend", "lpips_vgg") == 24
         and round(100 - 100 * of_face("blend", "blend", "padinv-split") / of_face("blend", "mix", "psp")) == 41,
+    "a label moves 5.0 times as far as others move with it, along pSp's 3.4 times":
+        [OF_FACES[name]["ratio"] for name in ("padinv-p", "psp")] == [5.0, 3.41],
     # edits from one pair
     "The best offset of PadInv's codes leaves 34 % less LPIPS-Alex to the true result than the best of pSp's":
         on_faces("padinv", "psp", "offset") == 34,

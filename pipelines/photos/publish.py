@@ -46,7 +46,7 @@ def publish(domain: str) -> None:
     status = run("dvc", "status", *names, cwd=HERE)
     if "up to date" not in status:
         sys.exit(f"publish: first dvc repro, since this differs from what was run:\n{status}")
-    folder = f"{domain}-64"
+    meta, folder = provenance(domain), f"{domain}-64"  # of a tree that the copies have not changed yet
     shutil.rmtree(ROOT / "results" / folder, ignore_errors=True)
     shared = [path for part in ("tables", "figures") for path in (HERE / "results" / part).glob(f"{domain}*")]
     for path in [*shared, *(p for pattern in RESULTS for p in (HERE / "results" / folder).glob(pattern))]:
@@ -61,7 +61,7 @@ def publish(domain: str) -> None:
     record = yaml.safe_load(file.read_text())
     record |= {
         "desc": f"Networks of {domain} at 64², and directions of 06_attribute_editing",
-        "meta": provenance(domain),
+        "meta": meta,
     }
     file.write_text(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
     run("dvc", "push", "--quiet", str(file))

@@ -171,16 +171,16 @@ CLAIMS = {
     "At edges PadInv leaves 0.95 and 0.92 of pSp's LPIPS-VGG, `padinv-f` 0.86 and 0.83":
         at_edges("padinv") == (0.95, 0.92) and at_edges("padinv-f") == (0.86, 0.83),
     # searches of equal time
-    "W+ & P leaves 0.61 of the MSE and 0.86 of the LPIPS-VGG that W+ leaves":
-        (of_search("test", "mse"), of_search("test", "lpips_vgg")) == (0.61, 0.86),
+    "W+ & P leaves 0.67 of the MSE and 0.89 of the LPIPS-VGG that W+ leaves":
+        (of_search("test", "mse"), of_search("test", "lpips_vgg")) == (0.67, 0.89),
     "0.97 of the MSE inside the generator's domain and 0.81 outside; its LPIPS-VGG is 1.10 and 1.01 times that of W+":
         [of_search(part, key) for key in ("mse", "lpips_vgg") for part in ("inside", "outside")]
         == [0.97, 0.81, 1.1, 1.01],
     "P at the pace of w is best by all three": all(
         SEARCHED["train", "P at 1"][key] == min(row[key] for (part, _), row in SEARCHED.items() if part == "train")
         for key in DISTANCES),
-    "the nearest sample no better a start than the mean": all(
-        SEARCHED["train", "from the nearest of 1,000 samples"][key] > SEARCHED["train", "as it is"][key]
+    "the nearest sample is hardly a better start than the mean": all(
+        0.88 < SEARCHED["train", "from the nearest of 1,000 samples"][key] / SEARCHED["train", "as it is"][key] < 1
         for key in DISTANCES),
     "P at the pace of w leaves less MSE and LPIPS-Alex than at the tenth that it has": all(
         SEARCHED["choice", "P at 1"][key] < SEARCHED["choice", "as it is"][key] for key in ("mse", "lpips_alex")),

@@ -10,11 +10,8 @@ from benchmarks import bench
 def test_the_shipped_size(tmp_path):
     pytest.importorskip("openvino")
     out = tmp_path / "bench.json"
-    for _ in range(3):  # again where another worker of the tests had the processor while the peak was measured
-        bench.main(["--networks", "avatars-128", "--batches", "1", "--seconds", "0", "--out", str(out)])
-        report = json.loads(out.read_text())
-        if max(row["percent_of_peak"] for row in report["rows"]) < 150:
-            break
+    bench.main(["--networks", "avatars-128", "--batches", "1", "--seconds", "0", "--out", str(out)])
+    report = json.loads(out.read_text())
     assert [(row["batch"], row["precision"]) for row in report["rows"]] == [(1, "fp32"), (1, "bf16")]
     for row in report["rows"]:
         assert min(row[f"{form}_ms"] for form in bench.FORMS) > 0 and 0 < row["percent_of_peak"] < 150

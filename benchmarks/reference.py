@@ -68,7 +68,8 @@ def residual(block, x: Tensor) -> Tensor:
     before, first, act, second, after, gate = block.residual
     y = after(second(act(first(before(x)))))
     y = y * gate(y)
-    return y + (x[:, :, :: block.stride, :: block.stride] if block.shortcut is None else block.shortcut(x))
+    x = x[:, :, :: block.stride, :: block.stride]
+    return y + (x if block.shortcut is None else block.shortcut(x))
 
 
 def heads(level, x: Tensor) -> list[Tensor]:

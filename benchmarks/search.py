@@ -28,9 +28,9 @@ from study import tables
 SPACES = ("w+", "w+p")
 TURNED = {  # what `turned` and `padinv.project` take
     "as it is": {},
-    "P at 0.03 of w's rate": {"pace": 0.03},
+    "P at 0.1 of w's rate": {"pace": 0.1},
     "P at 0.3": {"pace": 0.3},
-    "P at 1": {"pace": 1.0},
+    "P at 3": {"pace": 3.0},
     "lr 0.05": {"lr": 0.05},
     "lr 0.2": {"lr": 0.2},
     "no noise": {"quiet": True},

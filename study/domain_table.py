@@ -35,7 +35,7 @@ PAIRS = (  # of equal budgets: what is compared, and against what
 METRICS = ("mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "style_distance")
 OF_EDITS = ("native_lpips", "edit_lpips", "edit_nothing", "style_distance")
 DISTANCES = ("mse", "lpips_alex", "lpips_vgg", "native_lpips", "edit_lpips")
-OF_PHOTOGRAPHS = ("psp", "padinv", "padinv+10", "psp+100", "padinv+100")
+OF_PHOTOGRAPHS = ("psp", "padinv", "padinv-w-alone", "padinv-f", "padinv+10", "padinv-f+10", "psp+100", "padinv+100")
 SOURCES = {
     "faces": "UTKFace, tight crops of adults; non-commercial research only",
     "cats": "AFHQ cats, CC BY-NC 4.0",

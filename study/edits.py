@@ -22,7 +22,7 @@ from padinv.files.checkpoints import load_encoder, load_generator
 from padinv.images.datasets import to_float
 from padinv.inversion.editing import Edit, analogy, blend
 from padinv.inversion.optimise import draw, invert
-from padinv.measure.lpips import check_images, lpips
+from padinv.measure.lpips import LPIPS, check_images, lpips
 from padinv.model.codes import Code
 from padinv.model.encoder import Encoder
 from padinv.model.generator import Generator
@@ -199,12 +199,9 @@ def choose(G: Generator, E: dict[str, Encoder], sets: dict[str, dict[str, Tensor
         found = {}
         for edit, roles in tqdm(sets.items(), f"formulas of {name}"):
             codes = tried(G, name, encoder, roles, steps)
-            truth, source = (torch.cat([roles[role]] * len(codes)) for role in ("truths", "targets"))
-            values = by_region(draw(Code.cat(list(codes.values())), G), truth, source)
-            values = {key: value.chunk(len(codes)) for key, value in values.items()}
-            for i, part in enumerate(codes):
-                one = {key: value[i] for key, value in values.items()}
-                found.setdefault(part, {}).setdefault(domain(edit), []).append(one)
+            against = Regions(roles["truths"], roles["targets"])
+            for part, code in codes.items():
+                found.setdefault(part, {}).setdefault(domain(edit), []).append(against.distances(draw(code, G)))
         mine = [{"task": task, "encoder": name, "part": part} | means(several)
                 for part, by_task in found.items() for task, several in by_task.items()]  # fmt: skip
         every = {part: means(sum(by_task.values(), []))["lpips_all"] for part, by_task in found.items()}
@@ -254,44 +251,57 @@ def distance(y: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def by_region(y: Tensor, truth: Tensor, source: Tensor, vgg: bool = False) -> dict[str, Tensor]:
-    """Distances of edited images from the true results, in the pixels that should change and in those that should not.
+class Regions:
+    """True results, against which edited images are measured: in the pixels that should change and in those that
+    should not.
 
     Args:
-        y: edited images [N, 3, R, R] in [−1, 1]; overshoot is clamped.
-        truth: their true results.
+        truth: the true results [N, 3, R, R] in [−1, 1].
         source: the images before the edit. A pixel should change where truth and source differ at all.
         vgg: whether to measure LPIPS-VGG of the whole image too.
-
-    Returns:
-        {"lpips_all", "lpips_changed", "lpips_kept", "mse_all", …: [N] on the CPU}: the mean square over the pixels of
-        the region; and LPIPS-Alex between the truth and y inside the region with the truth around it, so that only the
-        region can differ. Both are 0 where the region is empty. "lpips_vgg": LPIPS-VGG of the whole image.
 
     Raises:
         TypeError, ValueError: not images, or of different shapes.
     """
-    for name, image in (("y", y), ("truth", truth), ("source", source)):
-        check_images(name, image)
-        if image.shape != y.shape:
-            raise ValueError(f"{name}: expected the shape of y, {list(y.shape)}, got {list(image.shape)}")
-    perceptual, found = lpips("alex", y.device), {}
-    for part, true, old in zip(y.clamp(-1, 1).split(64), truth.split(64), source.split(64), strict=True):
-        features, changed = perceptual.features(true), (true != old).any(dim=1, keepdim=True)  # [n, 1, R, R]
-        for region, inside in {"all": torch.ones_like(changed), "changed": changed, "kept": ~changed}.items():
-            composed = torch.where(inside, part, true)
+
+    def __init__(self, truth: Tensor, source: Tensor, vgg: bool = False):
+        self.truth, self.networks = truth, {net: lpips(net, truth.device) for net in ("alex", "vgg")[: 1 + vgg]}
+        self.check("truth", truth)
+        self.check("source", source)
+        changed = (truth != source).any(dim=1, keepdim=True)  # [N, 1, R, R]
+        self.inside = {"all": torch.ones_like(changed), "changed": changed, "kept": ~changed}
+        self.features = {net: self.seen(net, truth) for net in self.networks}  # serve every way to edit
+
+    def check(self, name: str, x: Tensor) -> None:
+        check_images(name, x)
+        if x.shape != self.truth.shape:
+            raise ValueError(f"{name}: expected the shape of truth, {list(self.truth.shape)}, got {list(x.shape)}")
+
+    def seen(self, net: str, x: Tensor) -> Tensor:
+        return torch.cat([self.networks[net].features(part) for part in x.split(16)])
+
+    def distances(self, y: Tensor) -> dict[str, Tensor]:
+        """Of edited images [N, 3, R, R] in [−1, 1], whose overshoot is clamped.
+
+        Returns:
+            {"lpips_all", "lpips_changed", "lpips_kept", "mse_all", …: [N] on the CPU}: the mean square over the pixels
+            of the region; and LPIPS-Alex between the truth and y inside the region with the truth around it, so that
+            only the region can differ. Both are 0 where the region is empty. "lpips_vgg": LPIPS-VGG of the whole image.
+        """
+        self.check("y", y)
+        y, found = y.clamp(-1, 1), {}
+        for region, inside in self.inside.items():
+            composed = torch.where(inside, y, self.truth)
+            found[f"lpips_{region}"] = LPIPS.distance(self.seen("alex", composed), self.features["alex"])
             pixels = 3 * inside.sum(dim=(1, 2, 3)).clamp_min(1)
-            values = {"lpips": perceptual.distance(perceptual.features(composed), features),
-                      "mse": (composed - true).square().sum(dim=(1, 2, 3)) / pixels}  # fmt: skip
-            for key, value in values.items():
-                found.setdefault(f"{key}_{region}", []).append(value)
-        if vgg:
-            found.setdefault("lpips_vgg", []).append(lpips("vgg", y.device)(part, true))
-    return {key: torch.cat(values).cpu() for key, values in found.items()}
+            found[f"mse_{region}"] = (composed - self.truth).square().sum(dim=(1, 2, 3)) / pixels
+        if "vgg" in self.features:
+            found["lpips_vgg"] = LPIPS.distance(self.seen("vgg", y), self.features["vgg"])
+        return {key: value.cpu() for key, value in found.items()}
 
 
 def means(several: Sequence[dict[str, Tensor]]) -> dict:
-    """Means over all images of several `by_region`, each with its standard error ("…_se"), and their number."""
+    """Means over all images of several `Regions.distances`, each with its standard error ("…_se"), and their number."""
     line = {}
     for key in several[0]:
         values = torch.cat([found[key] for found in several]).double()
@@ -305,13 +315,13 @@ def measure(
 ) -> list[dict]:
     """Lines of each way of {edit: {way: codes or images}}: over the edits of a domain as task "inside" or "outside",
     then of each edit."""
-    lines = []
-    for way in next(iter(found.values())):
-        values = {}
-        for edit, roles in sets.items():
-            y = found[edit][way]
+    lines, measured = [], {}
+    for edit, roles in sets.items():
+        against = Regions(roles["truths"], roles["targets"], vgg)
+        for way, y in found[edit].items():
             y = y if isinstance(y, Tensor) else draw(y, G)
-            values[edit] = by_region(y, roles["truths"], roles["targets"], vgg)
+            measured.setdefault(way, {})[edit] = against.distances(y)
+    for way, values in measured.items():
         tasks = {task: [v for edit, v in values.items() if domain(edit) == task] for task in ("inside", "outside")}
         tasks |= {edit: [v] for edit, v in values.items()}
         lines += [{"task": task, **way._asdict()} | means(several) for task, several in tasks.items() if several]
@@ -381,8 +391,9 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
              for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
     lines = measure(G, found, kept, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])
+    against = Regions(x["truth"], x["a"], settings["vgg"])
     for way, code in blends(G, E, other, x, k).items():
-        values = by_region(draw(code, G), x["truth"], x["a"], settings["vgg"])
+        values = against.distances(draw(code, G))
         whole = {key: value for key, value in values.items() if key.endswith(("all", "vgg"))}
         lines.append({"task": "blend", **way._asdict()} | means([whole]))
     note = (f"Even targets ({settings['n_targets']} of each edit), {settings['n_triples']} triples of "

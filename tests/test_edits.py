@@ -13,7 +13,7 @@ from padinv import Code, Edit, Encoder, Generator, GeneratorConfig, Padding
 from padinv.files.checkpoints import save_encoder, save_generator
 from padinv.measure.lpips import lpips
 from study import edits
-from study.edits import METHODS, Way, by_region, means
+from study.edits import METHODS, Regions, Way, means
 from study.sets import write_photos
 from study.stickers import STICKERS
 
@@ -25,13 +25,14 @@ def test_regions():
     truth[:, :, 8:24, 8:24] = 0.5
     y = truth.clone()
     y[:, 0, 10, 10] += 0.3  # one number of 3 · 16² that should change
-    found = by_region(y, truth, source)
+    against = Regions(truth, source)
+    found = against.distances(y)
     assert torch.allclose(found["mse_changed"], torch.full((70,), 0.09 / (3 * 256)))
     assert torch.allclose(found["mse_all"], torch.full((70,), 0.09 / (3 * 1024)))
     assert not found["mse_kept"].any() and found["lpips_kept"].abs().max() < 1e-6
     assert torch.allclose(found["lpips_changed"], found["lpips_all"], atol=1e-6)
     y = y + 0.2 * (truth == source)  # and an error in all that should not
-    found = by_region(y, truth, source)
+    found = against.distances(y)
     assert torch.allclose(found["mse_kept"], torch.full((70,), 0.04), atol=0.02)  # some are clamped
     composed = torch.where((truth != source).any(dim=1, keepdim=True), truth, y.clamp(-1, 1))
     assert torch.allclose(found["lpips_kept"], lpips("alex")(composed, truth), atol=1e-5)
@@ -39,13 +40,15 @@ def test_regions():
 
 def test_a_region_without_pixels_counts_as_right():
     x = torch.rand(2, 3, 32, 32)
-    found = by_region(x * 0.5, x, x, vgg=True)  # nothing should change
+    found = Regions(x, x, vgg=True).distances(x * 0.5)  # nothing should change
     assert not found["mse_changed"].any() and found["lpips_changed"].abs().max() < 1e-6
     assert (found["mse_kept"] > 0).all() and torch.equal(found["mse_kept"], found["mse_all"])
     assert torch.allclose(found["lpips_vgg"], lpips("vgg")(x * 0.5, x))
     for wrong in (x[:1], x[..., :31], x.double().long()):
         with pytest.raises((TypeError, ValueError), match="source"):
-            by_region(x, x, wrong)
+            Regions(x, wrong)
+    with pytest.raises(ValueError, match="y: expected the shape of truth"):
+        Regions(x, x).distances(x[:1])
 
 
 def test_means_and_their_errors():

@@ -116,7 +116,7 @@ def project(
         space: "w", one code for all layers; "w+", one for each; "w+p", and the padding of as many layers as PadInv
             pads, from the generator's own.
         steps: of Adam.
-        lr: its highest, for w; p moves at a tenth of it.
+        lr: its highest, for w and p.
         lpips_weight, batch, progress: as in `invert`.
         seed: of the noise.
 
@@ -152,7 +152,7 @@ def project(
                 rings = tuple(torch.zeros(n, nf, 4 * (r + 1), device=device) for r, nf in sizes)
                 p = Padding(G.const.detach().expand(n, -1, -1, -1).clone(), rings)
             start = Code(w, p)
-            paces = {start.w: 1.0} | ({} if p is None else dict.fromkeys(p.tensors, 0.1))
+            paces = dict.fromkeys(start.tensors, 1.0)
             codes.append(descend(part.to(device), start, G, steps, paces, lr, ramp, perceptual, lpips_weight,
                                  noise=noise, bar=bar))  # fmt: skip
     return Code.cat(codes)

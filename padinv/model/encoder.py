@@ -137,14 +137,16 @@ class ResidualBlock(nn.Module):
         self.shortcut = None
         if in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
             )
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x[:, :, :: self.stride, :: self.stride]
+        # Sampled before the 1×1 convolution: the same numbers as by its stride, whose gradient oneDNN 3.11 gets wrong
+        # for few channels (its issue 6035).
+        shortcut = x[:, :, :: self.stride, :: self.stride]  # [N, C_in, H/stride, W/stride]
         if self.shortcut is not None:
-            shortcut = self.shortcut(x)  # [N, C_out, H/stride, W/stride]
+            shortcut = self.shortcut(shortcut)  # [N, C_out, H/stride, W/stride]
         x = self.residual[:-1](x)  # [N, C_out, H/stride, W/stride]
         return torch.addcmul(shortcut, x, self.residual[-1](x))
 

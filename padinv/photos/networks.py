@@ -42,7 +42,8 @@ class Networks:
         space: "w+p", "w+" or, without an encoder, "w".
         steps: of gradient; None for none after an encoder, 300 without.
         batch: pictures at once; None for 16 in one pass of the encoder, else for as many as there is memory for.
-        bf16: search in half the memory, which rounds gradients; faster where the machine multiplies bfloat16.
+        bf16: search in half the memory, which rounds gradients; faster where the machine multiplies bfloat16. False
+            with an encoder, whose steps are not rounded.
     """
 
     G: Generator
@@ -65,7 +66,8 @@ class Networks:
             check_pair(self.E, self.G)
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"--batch: expected 1 or more, got {self.batch}")
-        if self.bf16 and self.steps and not multiplies_bf16(self.G.const.device):
+        self.bf16 = self.bf16 and self.E is None
+        if self.bf16 and not multiplies_bf16(self.G.const.device):
             warnings.warn("--bf16: this processor does not multiply bfloat16, so a step takes half the memory but many "
                           "times as long; leave it out unless memory is what is missing", stacklevel=3)  # fmt: skip
         if self.batch is None:

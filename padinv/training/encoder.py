@@ -79,11 +79,7 @@ def start_encoder(config: EncoderTraining, G: Generator, first: Encoder | None, 
         raise ValueError(f"swap_from: expected 0 to {G.num_ws - 1}, got {config.swap_from}")
     if config.interior_norm and not E.config.interior:
         raise ValueError("interior_norm: needs an encoder that predicts an interior")
-    device, narrow = G.const.device, [width for width in E.config.widths if width < 16]
-    if narrow and device.type == "cpu":  # its issue 6035: in the gradient of a strided 1×1 convolution
-        raise ValueError(f"encoder.widths: expected 16 channels or more on a CPU, got {narrow[0]}: with fewer, oneDNN "
-                         "3.11 writes past its memory")  # fmt: skip
-    return E.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
+    return E.to(G.const.device, memory_format=torch.channels_last).requires_grad_(True).train()
 
 
 class Adversary:

@@ -229,9 +229,13 @@ class GeneratorTrainer:
         return {"networks": states, "resolution": self.resolution, "pl_mean": self.pl_mean}
 
     def grid(self, path: Path) -> None:
+        """Beside the picture the averaged generator is kept, so that how it became better can be measured later."""
         G = self.networks.G_ema
         with torch.no_grad(), self.loop.autocast():
             save_grid(G.synthesis(G.mapping(self.z_grid.to(self.loop.device))), path)
+        kept = path.parent / "kept" / f"{self.loop.shown:08d}.safetensors"
+        kept.parent.mkdir(exist_ok=True)
+        save_generator(G, kept, self.config.half, images=self.loop.shown)
 
 
 def train_generator(

@@ -250,7 +250,6 @@ def distance(y: Tensor, truth: Tensor) -> float:
     return lpips("alex", y.device)(y.clamp(-1, 1), truth).mean().item()
 
 
-@torch.no_grad()
 class Regions:
     """True results, against which edited images are measured: in the pixels that should change and in those that
     should not.
@@ -277,9 +276,11 @@ class Regions:
         if x.shape != self.truth.shape:
             raise ValueError(f"{name}: expected the shape of truth, {list(self.truth.shape)}, got {list(x.shape)}")
 
+    @torch.no_grad()
     def seen(self, net: str, x: Tensor) -> Tensor:
         return torch.cat([self.networks[net].features(part) for part in x.split(16)])
 
+    @torch.no_grad()
     def distances(self, y: Tensor) -> dict[str, Tensor]:
         """Of edited images [N, 3, R, R] in [−1, 1], whose overshoot is clamped.
 

@@ -16,6 +16,7 @@ from padinv.model.tensors import file_hash
 from tests.test_paper import ROOT, dvc, encoded, execute, stages_of
 
 PHOTOS = ROOT / "pipelines" / "photos"
+GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,8 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(PHOTOS, top / "pipelines/photos", ignore=local)
     for package in ("padinv", "study"):
         shutil.copytree(ROOT / package, top / package, ignore=shutil.ignore_patterns("__pycache__"))
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "start"]):
-        subprocess.run([*git, *command], cwd=top, check=True)
+        subprocess.run([*GIT, *command], cwd=top, check=True)
 
     folder = top / "pipelines/photos"
     text = (folder / "dvc.yaml").read_text()
@@ -103,8 +103,12 @@ def trained(folder, monkeypatch) -> Path:
     }}  # fmt: skip
     for name in ("checkpoints", "results", "dvc.lock"):
         subprocess.run(["rm", "-rf", str(folder / name)], check=True)
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"data": stage}}))
-    dvc(folder, "repro", "data@cats")
+    generator = {"foreach": ["cats"], "do": {
+        "cmd": f"python -c '{write}' checkpoints/${{item}}-64/generator.safetensors", "deps": ["README.md"],
+        "outs": [{"checkpoints/${item}-64/generator.safetensors": {"cache": False}}],
+    }}  # fmt: skip
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"data": stage, "train-generator": generator}}))
+    dvc(folder, "repro", "data@cats", "train-generator@cats")
     return folder
 
 
@@ -120,12 +124,16 @@ def test_publish(trained):
     assert publish("dogs").stderr == "publish: expected one of faces, cats\n"
     assert "publish: first dvc repro" in publish("faces").stderr
     assert not (top / "checkpoints").exists()
+    (trained / "README.md").write_text("code that the generator was not trained with")
+    for command in (["add", "dvc.lock"], ["commit", "-qm", "trained"]):
+        subprocess.run([*GIT, *command], cwd=trained, check=True)
     done = publish("cats")
     assert done.returncode == 0, done.stderr
     new = subprocess.run(["git", "ls-files", "-o", "checkpoints", "results"], cwd=top, capture_output=True, text=True)
     assert new.stdout.split() == [
         "checkpoints/.gitignore",
         "checkpoints/cats-64.dvc",
+        "checkpoints/cats-64/generator.safetensors",
         "checkpoints/cats-64/psp.safetensors",
         "results/cats-64/curves/psp/plots/metrics/mse.tsv",
         "results/cats-64/rows/psp.json",
@@ -135,6 +143,8 @@ def test_publish(trained):
     assert "results/tables/cats.md" in (top / "README.md").read_text()
     record = yaml.safe_load((top / "checkpoints/cats-64.dvc").read_text())
     assert record["meta"]["commit"].endswith("-dirty") and record["meta"]["terms"] == "CC BY-NC 4.0"
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    assert record["meta"]["generator_since"] == subprocess.check_output(head, cwd=top, text=True).strip()
     lock = yaml.safe_load((trained / "dvc.lock").read_text())
     assert record["meta"]["photographs_md5"] == lock["stages"]["data@cats"]["deps"][0]["md5"]
     shutil.rmtree(top / "checkpoints/cats-64")

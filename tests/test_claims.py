@@ -136,13 +136,13 @@ CLAIMS = {
         share("padinv-f-w-alone", "psp", part) > share("padinv-w-alone", "psp", part)
         for part in ("inside", "outside")),
     "inside the domain it prefers pSp": share("padinv", "psp", "inside", "lpips_vgg") > (1,),
-    "Outside, PadInv leaves 0.59 of pSp's MSE and 0.53 of its LPIPS-Alex, with an interior 0.24 and 0.09":
+    "Outside, PadInv leaves 0.58 of pSp's MSE and 0.52 of its LPIPS-Alex, with an interior 0.24 and 0.09":
         share("padinv+100", "psp+100", "outside") + share("padinv-f+100", "psp+100", "outside")
-        == (0.59, 0.53, 0.24, 0.09),
-    "leaves 0.59 of pSp's MSE and 0.53 of its LPIPS-Alex outside, `padinv-f` 0.24 and 0.09":
+        == (0.58, 0.52, 0.24, 0.09),
+    "leaves 0.58 of pSp's MSE and 0.52 of its LPIPS-Alex outside, `padinv-f` 0.24 and 0.09":
         share("padinv+100", "psp+100", "outside") + share("padinv-f+100", "psp+100", "outside")
-        == (0.59, 0.53, 0.24, 0.09),
-    "A search in W+ & P leaves 0.76 and 0.68 of one in W+": share("w+p", "w+", "outside") == (0.76, 0.68),
+        == (0.58, 0.52, 0.24, 0.09),
+    "A search in W+ & P leaves 0.68 and 0.49 of one in W+": share("w+p", "w+", "outside") == (0.68, 0.49),
     "more than `padinv-f` after half as many steps from its answer": all(
         T["searched", part, "padinv-f+100"][key] < T["searched", part, "w+p"][key]
         for part in ("inside", "outside") for key in DISTANCES) and PARAMS["rows"]["w+p"]["steps"] == 200,
@@ -253,16 +253,16 @@ CLAIMS = {
     "32 % closer to the truth (LPIPS) than pSp's style mixing at its best cut; than half-way between its own codes, "
     "8 %":
         [less("padinv", name, "lpips_all", "blend") for name in ("mix", "interpolation")] == [32, 8],
-    "Style mixing by `padinv-split`, P of the contour with it, is 42 % closer to the true blend than pSp's":
-        gain("blend", "padinv-split", "psp", "mix", faces=True) == 42,
+    "Style mixing by `padinv-split`, P of the contour with it, is 41 % closer to the true blend than pSp's":
+        gain("blend", "padinv-split", "psp", "mix", faces=True) == 41,
     "(LPIPS-Alex; LPIPS-VGG 24 %); all of W+ from the other face, 37 %":
         gain("blend", "padinv-split", "psp", "mix", "lpips_vgg", faces=True) == 24
         and round(100 * edited("blend", "blend", "padinv-split", faces=True)
                   / edited("blend", "mix", "psp", faces=True)) == 100 - 37,
     "`padinv-f`, which never swapped, blends like `padinv`": 0.97 < edited("blend", "mix", "padinv-f", faces=True)
         / edited("blend", "mix", "padinv", faces=True) < 1.03,
-    "a label moves 5.0 times as far as others move with it, along pSp's 3.4 times":
-        [OF_FACES[name]["ratio"] for name in ("padinv-p", "psp")] == [5.0, 3.41],
+    "a label moves 5.0 times as far as others move with it, along pSp's 3.35 times":
+        [round(OF_FACES[name]["ratio"], 2) for name in ("padinv-p", "psp")] == [4.99, 3.35],
     # edits from one pair
     "The best offset of PadInv's codes leaves 32 % less LPIPS-Alex to the true result than the best of pSp's, that of "
     "`padinv-f` 58 % less; LPIPS-VGG 22 % and 46 %":

@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "pipelines" / "paper"
 DOMAINS = ("ffhq", "church", "bedroom")
 RUN = {  # of each domain the encoders that are trained here, and the row that is measured of each
-    "ffhq": {"psp": "psp", "padinv-paper": "padinv-paper-w-alone"},
-    "church": {"psp": "psp+10", "padinv": "padinv+10"},
-    "bedroom": {"psp": "psp", "padinv-f": "padinv-f-w-alone"},
+    "ffhq": {"psp": "psp", "padinv": "padinv", "padinv-paper": "padinv-paper-w-alone"},
+    "church": {"psp": "psp", "padinv": "padinv+10", "padinv-f": "padinv-f-w-alone"},
+    "bedroom": {"psp": "psp", "padinv": "padinv+10"},
 }
 
 
@@ -194,7 +194,7 @@ def test_parameters_are_the_papers():
         assert tuple(section[key] for key in keys) == values and section["resolution"] == 256
         assert set(section["methods"]) == {"psp", "padinv-paper", "padinv", "padinv-f"}
         assert set(section["methods"]["padinv-paper"]) == {"encoder"}  # no loss that is not above
-        for method, p in (("padinv-paper", True), ("psp", False)):
+        for method, p in (("padinv", True), ("padinv-paper", True), ("padinv-f", True), ("psp", False)):
             fields = section["encoder"] | section["methods"][method]["encoder"]
             for w, channels in ((18, (512,) * 5 + (256, 128, 64, 32)), (14, (512,) * 5 + (256, 128))):
                 config = EncoderConfig(num_ws=w, channels=channels, **fields)

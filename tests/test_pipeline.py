@@ -120,6 +120,8 @@ def runs(stage) -> set[str]:
             if "-m" in words:
                 module, what = words[words.index("-m") + 1 :][:2]
                 found.add(f"{module}.{what}" if module == "padinv.training" else module)
+            elif "-c" in words:
+                found |= imports.found(ast.parse(words[words.index("-c") + 1]))
             elif words[0] == "papermill" or words[2:3] == ["run"]:
                 cells = notebook.read(ROOT / "notebooks" / f"{notebooks[0]}.ipynb").cells
                 source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")

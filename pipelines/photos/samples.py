@@ -50,15 +50,19 @@ def draw(G: Generator, n: int, seed: int) -> Tensor:
     return torch.cat([G.synthesis(G.mapping(part), noise="random").cpu() for part in z.split(64)])
 
 
-def covered(points: Tensor, by: Tensor, k: int = 3) -> float:
-    """Share of the points [N, D] that lie nearer to one of the others [M, D] than that one's k-th neighbour does."""
-    radius = torch.cdist(by, by).kthvalue(k + 1, dim=1).values  # the nearest of all is the point itself
-    return (torch.cdist(points, by) <= radius).any(dim=1).float().mean().item()
+def radii(points: Tensor, k: int = 3) -> Tensor:
+    """Distance of each point of [N, D] to its k-th neighbour among the others: [N]."""
+    return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the nearest of all is the point itself
 
 
 def judged(real: Tensor, draws: Iterator[Tensor]) -> dict:
     """Means over draws of features [N, 1088] against those of real images, with standard errors."""
-    found = [(frechet_distance(real, fake), covered(fake, real), covered(real, fake)) for fake in draws]
+    found, known = [], radii(real)
+    for fake in draws:
+        distances = torch.cdist(fake, real)
+        precision = (distances <= known).any(dim=1).float().mean().item()
+        recall = (distances <= radii(fake)[:, None]).any(dim=0).float().mean().item()
+        found.append((frechet_distance(real, fake), precision, recall))
     return summary(dict(zip(METRICS, torch.tensor(found, dtype=torch.float64).T, strict=True)))
 
 

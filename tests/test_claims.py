@@ -56,10 +56,6 @@ def share(a: str, b: str, part: str, *keys: str) -> tuple:
     return tuple(round(RATIOS[a, b, part][key], 2) for key in keys or ("mse", "lpips_alex"))
 
 
-def below(a: str, b: str, *keys: str, of: dict) -> bool:
-    return all(of[a][key] < of[b][key] for key in keys or DISTANCES)
-
-
 def of_flat(key: str) -> list[float]:
     """The share of a distance that is in flat pixels, of each encoder on each set."""
     return [row[key] / FLAT[part, name, "all"][key] for (part, name, kept), row in FLAT.items() if kept == "flat"]
@@ -82,6 +78,12 @@ def of_search(part: str, key: str) -> float:
 def of_psp(domain: str, name: str, key: str, part: str = "test") -> float:
     """Of photographs: what an encoder leaves of pSp's distance, on all images that both inverted."""
     return round(OF_ALL[domain, name][part][key] / OF_ALL[domain, "psp"][part][key], 2)
+
+
+def style_distances(domain: str) -> list[float]:
+    """Of photographs: how far the codes of pSp, PadInv and PadInv-F lie from the mean."""
+    names = ("psp", "padinv", "padinv-f")
+    return [round(OF_ALL[domain, name]["test"]["style_distance"], 2) for name in names]
 
 
 def edited(task: str, method: str, encoder: str, region: str = "lpips_all", steps: int = 0, of: str = "") -> float:
@@ -229,8 +231,7 @@ CLAIMS = {
     "After 100 steps of refinement PadInv's leave 2.4 times as much":
         round(PHOTOS["faces"]["padinv+100"]["edit_lpips"] / PHOTOS["faces"]["psp+100"]["edit_lpips"], 1) == 2.4,
     "as far from the mean as those of the mapping do (`style_distance` 0.93 and 0.91, of `padinv-f` 0.77)":
-        [round(OF_ALL["faces", name]["test"]["style_distance"], 2) for name in ("psp", "padinv", "padinv-f")]
-        == [0.93, 0.91, 0.77],
+        style_distances("faces") == [0.93, 0.91, 0.77],
     "PadInv leaves 0.60 of pSp's MSE, 0.73 of its LPIPS-Alex and 0.86 of its LPIPS-VGG, on 400 test images; `padinv-f` "
     "0.28, 0.35 and 0.63":
         [of_psp("cats", name, key) for name in ("padinv", "padinv-f") for key in DISTANCES]
@@ -241,8 +242,7 @@ CLAIMS = {
     "PadInv's leave 0.87 of that; those of `padinv-f`, which was trained on such edits, 0.25":
         [of_psp("cats", name, "edit_lpips", "native") for name in ("padinv", "padinv-f")] == [0.87, 0.25],
     "farther from the mean than those of the mapping do (`style_distance` 1.16, 1.12 and 0.96)":
-        [round(OF_ALL["cats", name]["test"]["style_distance"], 2) for name in ("psp", "padinv", "padinv-f")]
-        == [1.16, 1.12, 0.96],
+        style_distances("cats") == [1.16, 1.12, 0.96],
     # the collapse of w
     "it goes less than half as far from its mean as codes of the mapping do":
         COLLAPSE["losses of the paper"]["style_distance"] < 0.5 < 0.8 < COLLAPSE["w draws alone too"]["style_distance"],

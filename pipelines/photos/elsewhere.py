@@ -6,7 +6,6 @@ Writes results/tables/faces-elsewhere.*, a row for each way to invert, and resul
 that are hard. What was found lies in runs/faces-elsewhere; the same command again does only what is missing there.
 """
 
-import json
 import sys
 import zipfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from padinv.images.viz import panel, read_grid, show
-from padinv.photos.folder import invert_photos
+from padinv.photos.folder import Results, invert_photos
 from study.tables import summary, write_table
 
 WAYS = {  # the encoder, steps of gradient, and what they move
@@ -44,9 +43,9 @@ def main(photographs: str) -> None:
         out = place / way.replace(" ", "-")
         invert_photos([place / "photographs"], network("generator"), encoder and network(encoder), out, steps=steps,
                       space=space, template="tight", largest=True, pasted=False, batch=16)  # fmt: skip
-        lines = [json.loads(line) for file in out.glob("records/*.jsonl") for line in file.read_text().splitlines()]
-        faces = {line["name"]: line["faces"][0] for line in lines if line.get("faces")}
-        values = {key: torch.tensor([face[key] for face in faces.values()]) for key in METRICS}
+        records = Results(out, numbered=True, pasted=False).records.values()
+        faces = [record["faces"][0] for record in records if "error" not in record]
+        values = {key: torch.tensor([face[key] for face in faces]) for key in METRICS}
         rows.append({"way": way, "steps": steps} | summary(values))
         pairs = torch.stack([read_grid(out / f"compare/{name}-1.png", 64, 2) for name in HARD])  # [N, 2, 3, 64, 64]
         pictures["original"], pictures[way] = pairs.unbind(dim=1)

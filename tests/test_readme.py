@@ -112,7 +112,8 @@ def place(tmp_path, monkeypatch):
     pair = editing_set(ROOT / "data/avatars-128/editing.zip")["hat"]
     for name, image in (pictures | {role: pair[role][0] for role in ("before", "after")}).items():
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
-    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    for name in ("checkpoints", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
     save_generator(Generator(GeneratorConfig(32)), tmp_path / "ffhq.pkl")  # as wide as NVIDIA's; content decides
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit(f"padinv: out of memory; a smaller --batch, or --bf16, takes less ({str(error).splitlines()[0]})"
                  if full else f"padinv: {error}")  # fmt: skip
     except KeyboardInterrupt:
-        sys.exit("padinv: interrupted; the same command goes on from here")
+        goes_on = args.run in (invert.run, train.run)  # the others start anew
+        sys.exit("padinv: interrupted" + "; the same command goes on from here" * goes_on)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from padinv.model.generator import Generator
 from padinv.model.tensors import file_hash, load_tensors, save_tensors
 from padinv.ops.memory import keep_memory
 from padinv.training.loop import origin
+from study import tables
 from study.avatars import ATTRIBUTES
 
 # What labels.csv says of an image: label -> column, and the values for which the label is true.
@@ -130,8 +131,7 @@ def effect_row(read: Tensor, names: list[str]) -> dict:
     own = torch.eye(len(names), dtype=torch.bool)
     row = {}
     for key, values in (("target", change[own]), ("others", change[~own].abs())):  # [K, N], [K(K − 1), N]
-        each = values.mean(dim=0)  # [N]
-        row |= {key: round(each.mean().item(), 4), f"{key}_se": round((each.std() / len(each) ** 0.5).item(), 4)}
+        row |= tables.summary({key: values.mean(dim=0)})  # of [N]
     stay = ((read[:, [0, 2]] > 0.5) == (read[:, 1:2] > 0.5)).float().mean(dim=(1, 2)).cpu()  # [K, K]
     row |= {"ratio": round(row["target"] / row["others"], 2), "kept": round(stay[~own].mean().item(), 4)}
     means = change.mean(dim=2)  # [K, K]

@@ -105,12 +105,6 @@ def on_same(rows: dict[str, dict], values: Values) -> list[dict]:
             for line in on_first(values, part, n)]  # fmt: skip
 
 
-def ratio(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """mean(a) / mean(b) of the same images, [N] each, and its standard error to first order: that of a − ratio · b."""
-    share = (a.mean() / b.mean()).item()
-    return round(share, 4), round(((a - share * b).std() / len(a) ** 0.5 / b.mean()).item(), 4)
-
-
 def ratios(values: Values, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[dict]:
     """A table of ratios between methods, of each set that both inverted: `method` of `against`, on the same images."""
     found = []
@@ -119,7 +113,7 @@ def ratios(values: Values, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[dic
             n = min(count(values[name], part) for name in (method, against))
             line = {"method": method, "against": against, "set": part, "n_images": n}
             for key in [key for key in DISTANCES if key in values[method][part]]:
-                both = ratio(*(values[name][part][key][:n] for name in (method, against)))
+                both = tables.ratio(*(values[name][part][key][:n] for name in (method, against)))
                 line |= dict(zip((key, f"{key}_error"), both, strict=True))
             found.append(line)
     return found
@@ -142,14 +136,15 @@ def main(arguments: list[str] | None = None) -> None:
         ["method", *METRICS, "edit_lpips", "edit_nothing", "n_images"],
         tables.markdown_table(on_first(values, "test", many), ["method", *METRICS, "n_images"]),
         f"Test images of {domain} at {protocol['resolution']}² ({SOURCES[domain]}), in [−1, 1]; LPIPS v0.1; means ± "
-        f"standard errors. First table: the same images by every method; second: the encoders on {many:,}, where "
-        f"PadInv leaves {against_psp['mse']:.2f} of pSp's MSE and {against_psp['lpips_alex']:.2f} of its LPIPS.",
+        f"standard errors. First table: the same images by every method, edits on {edits[0]['n_images']} images of the "
+        f"generator; second: the encoders on {many:,}, where PadInv leaves {against_psp['mse']:.2f} of pSp's MSE and "
+        f"{against_psp['lpips_alex']:.2f} of its LPIPS.",
     )
     n, size = 8, protocol["resolution"]
     test = ImageDataset(f"data/{folder}/test.zip", size)
     shown = {"original": to_float(test.tensor(range(n), progress=False))}
     shown |= {LABELS[m]: read_grid(results / folder / "rows" / f"{m}.png", size, n) for m in values}
-    show(panel(shown), results / "figures" / f"{domain}.png")
+    show(panel(shown), results / "figures" / f"{domain}.png", limit=400_000)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ STRENGTHS = (0.7, 1.3)  # of a formula, beside 1
 MORE_PAIRS = 4  # of an edit, where several are averaged
 TASKS = {"inside": "edits inside", "outside": "edits outside", "blend": "blends"}  # beside single edits
 REGIONS = ("lpips_changed", "lpips_kept", "lpips_all", "lpips_vgg")  # columns of pages
+OF_PSP = "of_psp"  # lpips_all, as a share of pSp's by the same means (of a blend by style mixing) on the same images
 METHODS = {
     "nothing": "the target, or of a blend the contour, inverted",
     "mix": "w of the pair's `after`, from the target's code the others and P; of a blend the w of the details",
@@ -202,9 +203,9 @@ def choose(G: Generator, E: dict[str, Encoder], sets: dict[str, dict[str, Tensor
             against = Regions(roles["truths"], roles["targets"])
             for part, code in codes.items():
                 found.setdefault(part, {}).setdefault(domain(edit), []).append(against.distances(draw(code, G)))
-        mine = [{"task": task, "encoder": name, "part": part} | means(several)
+        mine = [{"task": task, "encoder": name, "part": part} | tables.summary(joined(several))
                 for part, by_task in found.items() for task, several in by_task.items()]  # fmt: skip
-        every = {part: means(sum(by_task.values(), []))["lpips_all"] for part, by_task in found.items()}
+        every = {part: joined(sum(by_task.values(), []))["lpips_all"].mean().item() for part, by_task in found.items()}
         mixed = {part: value for part, value in every.items() if part.startswith("mix")}
         fair = {part: value for part, value in every.items() if "," not in part and part != "nothing"}  # one pair
         chosen[name] = min(fair, key=fair.get)
@@ -301,31 +302,46 @@ class Regions:
         return {key: value.cpu() for key, value in found.items()}
 
 
-def means(several: Sequence[dict[str, Tensor]]) -> dict:
-    """Means over all images of several `Regions.distances`, each with its standard error ("…_se"), and their number."""
-    line = {}
-    for key in several[0]:
-        values = torch.cat([found[key] for found in several]).double()
-        line[key] = round(values.mean().item(), 6)
-        line[f"{key}_se"] = round((values.std(correction=0) / max(len(values) - 1, 1) ** 0.5).item(), 6)
-    return line | {"n_images": len(values)}
+def joined(several: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Several `Regions.distances`, of all their images."""
+    return {key: torch.cat([found[key] for found in several]).double() for key in several[0]}
+
+
+def lines_of(task: str, found: dict[Way, dict[str, Tensor]], chosen: dict[str, str]) -> list[dict]:
+    """A line for each way to edit or to blend the same images, of their distances: means and standard errors."""
+    lines = []
+    for way, values in found.items():
+        method = "mix" if way.method == "blend" else way.method
+        bars = [other for other in found if (other.method, other.encoder, other.steps) == (method, "psp", way.steps)
+                and (method != "offset" or other.part == chosen.get("psp", "W+"))]  # fmt: skip
+        share = error = None
+        if bars and len(values["lpips_all"]) > 1:  # a share without an error would be read as one
+            share, error = tables.ratio(values["lpips_all"], found[bars[0]]["lpips_all"])
+        lines.append({"task": task, **way._asdict()} | tables.summary(values)
+                     | {OF_PSP: share, f"{OF_PSP}_error": error})  # fmt: skip
+    return lines
 
 
 def measure(
-    G: Generator, found: dict[str, dict[Way, Code | Tensor]], sets: dict[str, dict[str, Tensor]], vgg: bool = False
+    G: Generator,
+    found: dict[str, dict[Way, Code | Tensor]],
+    sets: dict[str, dict[str, Tensor]],
+    chosen: dict[str, str] | None = None,
+    vgg: bool = False,
 ) -> list[dict]:
     """Lines of each way of {edit: {way: codes or images}}: over the edits of a domain as task "inside" or "outside",
-    then of each edit."""
+    then of each edit. chosen: as of `choose`; without it pSp's offset is that of W+."""
     lines, measured = [], {}
     for edit, roles in sets.items():
         against = Regions(roles["truths"], roles["targets"], vgg)
         for way, y in found[edit].items():
             y = y if isinstance(y, Tensor) else draw(y, G)
-            measured.setdefault(way, {})[edit] = against.distances(y)
-    for way, values in measured.items():
-        tasks = {task: [v for edit, v in values.items() if domain(edit) == task] for task in ("inside", "outside")}
-        tasks |= {edit: [v] for edit, v in values.items()}
-        lines += [{"task": task, **way._asdict()} | means(several) for task, several in tasks.items() if several]
+            measured.setdefault(edit, {})[way] = against.distances(y)
+    tasks = {task: [edit for edit in sets if domain(edit) == task] for task in ("inside", "outside")}
+    for task, edits in (tasks | {edit: [edit] for edit in sets}).items():
+        if edits:
+            ways = {way: joined([measured[edit][way] for edit in edits]) for way in measured[edits[0]]}
+            lines += lines_of(task, ways, chosen or {})
     return lines
 
 
@@ -337,9 +353,9 @@ def beside(
     rows, names = {}, list(keys)
     for line in lines:
         row = rows.setdefault(tuple(line[key] for key in keys), {key: line[key] for key in keys})
-        for column in (c for c in columns if c in line):
+        for column in (c for c in columns if line.get(c) is not None):
             name = f"{column}, {line[over]}" + (" steps" if over == "steps" else "")
-            row[name] = f"{line[column]:.4f} ± {line[f'{column}_se']:.4f}"
+            row[name] = f"{line[column]:.4f} ± {line[f'{column}_error']:.4f}"
             names += [name] if name not in names else []
     return list(rows.values()), names
 
@@ -366,7 +382,7 @@ def write_table(path: str, lines: list[dict], chosen: dict[str, str], note: str)
     pages = []
     for task in dict.fromkeys(line["task"] for line in lines if line["task"] in TASKS):
         some = [line | {TASKS[task]: line["method"]} for line in few if line["task"] == task]
-        pages.append(beside(some, "steps", (TASKS[task], "encoder", "part"), REGIONS))
+        pages.append(beside(some, "steps", (TASKS[task], "encoder", "part"), (*REGIONS, OF_PSP)))
     columns = dict.fromkeys(key for line in lines for key in line)
     below = (tables.markdown_table(*page) for page in pages[1:])
     tables.write_table(path, *pages[0], *below, note, whole=(lines, list(columns)))
@@ -390,17 +406,19 @@ def write(data: str, checkpoints: str, results: str, settings: dict) -> None:
 
     found = {edit: offsets(G, editors, roles, chosen, k) | painted(G, editors, roles, k)
              for edit, roles in tqdm(kept.items(), "edits")}  # fmt: skip
-    lines = measure(G, found, kept, settings["vgg"])
+    lines = measure(G, found, kept, chosen, settings["vgg"])
     other, x = triples(data, G, settings["n_triples"], settings["n_triples"])
     against = Regions(x["truth"], x["a"], settings["vgg"])
-    for way, code in blends(G, E, other, x, k).items():
-        values = against.distances(draw(code, G))
-        whole = {key: value for key, value in values.items() if key.endswith(("all", "vgg"))}
-        lines.append({"task": "blend", **way._asdict()} | means([whole]))
+    values = {way: against.distances(draw(code, G)) for way, code in blends(G, E, other, x, k).items()}
+    whole = {way: {key: v.double() for key, v in found.items() if key.endswith(("all", "vgg"))}
+             for way, found in values.items()}  # fmt: skip
+    lines += lines_of("blend", whole, chosen)
     note = (f"Even targets ({settings['n_targets']} of each edit), {settings['n_triples']} triples of "
-            f"{Path(data).name.split('-')[0]} at {G.resolution}²; LPIPS v0.1, AlexNet, mean ± standard error. Choices "
-            f"were made on others. Steps refine the image that is edited, by all methods; `{k} steps` compares with no "
-            "other column. Methods: editing.json.")  # fmt: skip
+            f"{Path(data).name.split('-')[0]} at {G.resolution}²; LPIPS v0.1, AlexNet, mean ± standard error over "
+            "targets (each edit has one pair) and triples. of_psp: what is left of pSp's lpips_all by the same means "
+            "(of its offsets the best, of its blends style mixing), on the same images. Choices were made on others. "
+            f"Steps refine the image that is edited, by all methods; `{k} steps` compares with no other column. "
+            "Methods: editing.json.")  # fmt: skip
     write_table(f"{results}/tables/editing", lines, chosen, note)
 
     hashes = {name: file_hash(f"{checkpoints}/{name}.safetensors") for name in ("generator", *E)}

@@ -138,8 +138,10 @@ def measure(name: str, method: Method, settings: dict, data: str, folder: str, o
     for part in kind["sets"]:
         test = ImageDataset(f"{data}/{part}.zip", G.resolution)
         x = to_float(test.tensor(range(min(kind["n_images"], len(test))))).to(device)  # [N, 3, R, R]
+        tables.synchronize(device)
         start = time.perf_counter()
         code, render = run(x)
+        tables.synchronize(device)
         seconds += time.perf_counter() - start
         with torch.no_grad():
             y = render(code)

@@ -57,6 +57,7 @@ def _roles(path: str | os.PathLike, resolution: int | None) -> Iterator[tuple[st
 
 # Images, triples of blending, targets of each edit. Of train and choice, every second image is outside the generator's
 # domain (see `study.avatars`); choices are made on choice, and nothing but tables on inside, outside and new.
+SHIFT = 16  # test images from one edit of photographs to the next
 COUNTS = {"train": 24000, "choice": 500, "inside": 500, "outside": 500, "new": 500, "blending": 200, "editing": 100}
 
 
@@ -165,6 +166,8 @@ def write_photos(
         images = photos.tensor(indices, progress, skip_bad=True)
         kept = [i for i in indices if photos.names[i] not in photos.bad]
         rows = [{"file": PurePosixPath(photos.names[i]).with_suffix(".webp").as_posix()} for i in kept]
+        if len(twice := {row["file"] for row in rows}) < len(rows):
+            raise ValueError(f"{source}: {len(rows) - len(twice)} photographs have the name of another, suffix aside")
         if photos.labels:
             rows = [photos.labels[i] | row for i, row in zip(kept, rows, strict=True)]
         write(part, images, rows)
@@ -177,7 +180,8 @@ def write_photos(
     found = {"blending": [("blending", role, i, x) for role, several in triples for i, x in enumerate(several)]}
     found["editing"] = []
     for k, edit in enumerate(stickers.STICKERS):
-        before, *others = images.roll(-k, 0)
+        # By an even number past the targets that are measured: what choices are made on stays odd in all edits.
+        before, *others = images.roll(-SHIFT * k, 0)
         before, targets = before[None], torch.stack(others or [before])[: COUNTS["editing"]]
         for one, many, stuck in (("before", "target", False), ("after", "truth", True)):
             for role, several in ((one, before), (many, targets)):

@@ -94,6 +94,12 @@ def summary(values: dict[str, Tensor]) -> dict:
     return found
 
 
+def ratio(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """mean(a) / mean(b) of the same images, [N] each, and its standard error to first order: that of a − ratio · b."""
+    share = (a.mean() / b.mean()).item()
+    return round(share, 4), round(((a - share * b).std() / len(a) ** 0.5 / b.mean()).item(), 4)
+
+
 def markdown_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
     """Rows as Markdown, floats with 4 decimals, and ± the number NAME_error behind that of a column NAME.
 

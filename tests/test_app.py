@@ -5,6 +5,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from padinv import Code, Encoder, analogy
+from padinv import Code, Encoder, Generator, GeneratorConfig, analogy
 from padinv.app import page as pages
 from padinv.app import studio as studios
 from padinv.files.checkpoints import save_encoder, save_generator
 from padinv.images.datasets import read_image, to_float
 from padinv.inversion.directions import move, pca_directions
+from padinv.photos.networks import Networks
 from tests import test_playground as browser
 from tests.test_commands import PORTRAIT, ROOT, SMALL, picture, tiny
 
@@ -117,8 +119,11 @@ def test_a_face_is_cut_out_and_pasted_back(studio):
 
 def test_blends_edits_and_moves(studio, face):
     second = studios.inverted(studio, studio.samples[1], "center", "encoder")
-    blend = studios.blended(face, second)
-    assert blend.w.equal(second.code.w) and blend.p.const.equal(face.code.p.const)
+    for first, taken in ((5, 5), (0, 0), (9, 7)):  # of w 0 to 7
+        blend = studios.blended(face, second, first=first)
+        assert blend.w[:, taken:].equal(second.code.w[:, taken:]) and blend.p.const.equal(face.code.p.const)
+        assert blend.w[:, :taken].equal(face.code.w[:, :taken])
+    assert studios.blended(face, second).w.equal(studios.blended(face, second, first=5).w)
     assert studios.blended(face, second, 0.0).w.equal(face.code.w)
     pair = studio.samples[1], studio.samples[0]
     added = studios.edited(studio, face, pair, "center", drawn=False, strength=1.0)
@@ -161,6 +166,12 @@ def test_without_gradio_the_fix_is_named(monkeypatch):
         pages.serve("any")
 
 
+def test_a_port_that_there_is_not_is_named(site):
+    pytest.importorskip("gradio", reason='no Gradio; pip install -e ".[app]"')
+    with pytest.raises(OSError, match="--port 99999: cannot listen there; give another port"):
+        pages.serve(site / "checkpoints/bare/generator.safetensors", device="cpu", port=99999)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The server
 
@@ -191,9 +202,10 @@ def upload(url: str, name: str, content: bytes) -> tuple[int, bytes]:
     return ask(f"{url}gradio_api/upload", b"\r\n".join(lines) + b"\r\n", "multipart/form-data; boundary=x")
 
 
-def call(url: str, function: str, *data) -> str:
+def call(url: str, function: str, *data, session: str | None = None) -> str:
     """What a function of the page answers to somebody who calls it without the page: a stream of events."""
-    status, body = ask(f"{url}gradio_api/call/{function}", json.dumps({"data": data}).encode())
+    content = {"data": data} | ({"session_hash": session} if session else {})
+    status, body = ask(f"{url}gradio_api/call/{function}", json.dumps(content).encode())
     assert status == 200, body
     return ask(f"{url}gradio_api/call/{function}/{json.loads(body)['event_id']}")[1].decode()
 
@@ -229,6 +241,31 @@ def test_uploads_over_http(server, tmp_path, monkeypatch):
     assert upload(url, "large.png", bytes(studios.MAX_BYTES + 1))[0] == 413
 
 
+def test_results_do_not_pile_up_and_go_with_their_networks(server, tmp_path):
+    url, served = server
+    (path,) = json.loads(upload(url, "mine.png", picture(tmp_path / "mine.png").read_bytes())[1])
+    call(url, "upload", "whole", {"path": path, "meta": {"_type": "gradio.FileData"}}, session="s")
+    for function in ("invert", "invert_1"):
+        call(url, function, "whole", "center", "encoder", 1, session="s")
+    for first in (5, 0):
+        assert "code.safetensors" in call(url, "blend", "whole", 1, first, session="s")
+        assert len(list((tmp_path / "own").rglob("code.safetensors"))) == 1
+    answer = json.loads(call(url, "switch", "whole", session="s").rpartition("data: ")[2])
+    buttons = [given for given in answer if isinstance(given, dict) and given.get("interactive") is False]
+    assert [given["value"] for given in buttons] == [None, None]
+    assert not list((tmp_path / "own").rglob("code.safetensors")) and served.delete_cache == pages.KEPT
+
+
+@pytest.mark.parametrize(("resolution", "last", "first"), [(8, 3, 3), (32, 7, 5)])
+def test_the_first_w_of_a_blend(resolution, last, first, studio, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason='no Gradio; pip install -e ".[app]"')
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    G = Generator(GeneratorConfig(resolution, 16, 16, 2, 512, 16))
+    served = pages.build({"any": lambda: replace(studio, nets=Networks(G, batch=1))}, str(tmp_path))
+    (slider,) = (block for block in served.blocks.values() if block.elem_id == "first-w")
+    assert (slider.minimum, slider.maximum, slider.value) == (0, last, first)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # In a browser
 
@@ -251,6 +288,17 @@ def test_in_a_browser(site, page, tmp_path):
             page.js(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
             page.click(selector)
 
+        def slide(selector: str, value: int) -> None:
+            """Again until it stays: a tab that is just shown puts its sliders back."""
+            script = f"""(async slider => {{
+                const number = slider.querySelector('input[type=number]');
+                number.value = {value};
+                number.dispatchEvent(new Event('input', {{bubbles: true}}));
+                await new Promise(done => setTimeout(done, 500));
+                return slider.querySelector('input[type=range]').value == {value};
+            }})(document.querySelector({selector!r}))"""
+            browser.wait(lambda: page.js(script), 30, f"{selector} at {value}")
+
         page.call("Network.enable")
         page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
         page.call("Page.navigate", url=url)
@@ -261,8 +309,7 @@ def test_in_a_browser(site, page, tmp_path):
 
         press("#samples .thumbnail-item")
         browser.wait(lambda: shows("#picture"), 30, "picture")
-        page.js("(e => { e.value = 5; e.dispatchEvent(new Event('input', {bubbles: true})) })"
-                "(document.querySelector('#steps input[type=number]'))")  # fmt: skip
+        slide("#steps", 5)
         press("#invert")
         before = browser.wait(lambda: shows("#result"), 60, "result")
         press("#get-code")
@@ -271,8 +318,7 @@ def test_in_a_browser(site, page, tmp_path):
 
         page.js("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText.startsWith('Move')).click()")
         browser.wait(lambda: page.js("document.querySelector('#move').offsetParent !== null"), 30, "tab")
-        page.js("(e => { e.value = 3; e.dispatchEvent(new Event('input', {bubbles: true})) })"
-                "(document.querySelector('#amount input[type=number]'))")  # fmt: skip
+        slide("#amount", 3)
         press("#move")
         browser.wait(lambda: shows("#result") not in (None, before), 60, "other result")
 

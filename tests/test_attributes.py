@@ -99,5 +99,6 @@ def test_a_row_sets_own_labels_against_others():
     seen = torch.stack((torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), ends.transpose(0, 1)), dim=1)  # [K, 3, N, K]
     row = effect_row(seen, ["a", "b"])
     assert (row["target"], row["others"], row["ratio"]) == pytest.approx((1.5, 0.5, 3.0))
-    assert row["target_se"] == row["others_se"] == 0 and row["kept"] == 1, "0.5 is not beyond the side that it was on"
+    assert row["target_error"] == row["others_error"] == 0
+    assert row["kept"] == 1, "0.5 is not beyond the side that it was on"
     assert row["labels"] == {"a": {"target": 2.0, "others": 0.5}, "b": {"target": 1.0, "others": 0.5}}

@@ -207,6 +207,7 @@ def test_half_the_memory_gives_nearly_the_same(place):
         main(["invert", "a.png", *GENERATOR, "--aligned", "--steps", "20", "--out", f"out{len(options)}", *options])
         means.append(json.loads(Path(f"out{len(options)}/report.json").read_text())["mean"]["mse"])
     assert means[0] != means[1] and means[1] == pytest.approx(means[0], rel=0.2)
+    assert [json.loads(Path(f"out{n}/settings.json").read_text())["bf16"] for n in (0, 1)] == [None, True]
 
 
 @pytest.mark.parametrize("can", [False, True])
@@ -265,6 +266,19 @@ def test_ctrl_c_loses_no_picture_that_was_done(place, monkeypatch):
     assert [r["name"] for r in records(place / "out")] == ["0", "1"]
     assert main(arguments) == 0 and len(calls) == 5
     assert [r["name"] for r in records(place / "out")] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(("command", "says"), [("train", "; the same command goes on from here"), ("move", "")])
+def test_ctrl_c_promises_nothing_that_is_not_so(command, says, place, monkeypatch):
+    import padinv.training.__main__
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Networks, "load", interrupted)
+    monkeypatch.setattr(padinv.training.__main__, "train_generator", interrupted)
+    with pytest.raises(SystemExit, match=f"^padinv: interrupted{says}$"):
+        main(next(words for c in COMMANDS for _, *words in examples(c) if words[0] == command))
 
 
 def test_a_killed_search_goes_on(place):
@@ -351,6 +365,17 @@ def test_labels_of_yes_and_no():
     rows = [{"file": "a", "x": "Yes", "y": "-1"}, {"file": "b", "x": "false", "y": "1"}]
     truths = directions_command.truths
     assert truths(rows, "x") == [True, False] == truths(rows, "y=-1") and truths(rows, "y") == [False, True]
+    with pytest.raises(ValueError, match="no column 'z'; it has file, x, y$"):
+        truths([rows[0] | {None: ["beyond the header"]}], "z")
+
+
+@pytest.mark.parametrize("layers", ["5-2", "a-b", "-3"])
+def test_layers_from_first_to_last(layers, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["move", "me.png", "--direction", "d.npy", *GENERATOR, "--out", "m", f"--layers={layers}"])
+    assert stop.value.code == 2 and f"--layers: expected FIRST-LAST, the smaller first, as in 0-5, got '{layers}'" in (
+        capsys.readouterr().err
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -376,6 +401,8 @@ def test_labels_of_yes_and_no():
       *GENERATOR], "--name: expected one of hat, glasses, or 0 to 1, got 'beard'"),
     (["move", "code.safetensors", "--direction", "checkpoints/faces-64/directions-w.safetensors", "--layers", "3-9",
       *GENERATOR], "layers: expected indices of w from 0 to 7"),
+    (["blend", *["code.safetensors"] * 2, *GENERATOR, "--layers", "8-11"],
+     "--layers: expected indices of w from 0 to 7, got 8 on"),
     (["directions", *GENERATOR, "--labelled", "faces.zip"], "--method svm, --labelled, --label"),
     (["directions", *SVM, "faces.zip", "--label", "beard"], "--label beard: .*hair"),
     (["directions", *SVM, "faces.zip", "--label", "hair"], "give one, as hair=short"),

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import struct
 import sys
@@ -258,14 +259,52 @@ def test_missing_empty_and_corrupt_datasets(tmp_path):
 def test_labels_must_fit(tmp_path):
     image = encoded(picture())
     for table, message in (
-        (b"file\nb.png\n", "1 images have no row, the first is 'a.png'"),
+        (b"file\nb.png\n", "1 images have no row, or a short one, the first is 'a.png'"),
         (b"name\na.png\n", "column 'file'"),
+        (b"file,smiling\na.png\n", "or a short one, the first is 'a.png'"),
         (b"file\n\xff\xfe\n", "UTF-8"),
         (b"", "column 'file'"),
     ):
         path = make_zip(tmp_path / "x.zip", [("a.png", image), ("labels.csv", table)])
+        ds = datasets.ImageDataset(path)
+        assert len(ds.tensor(progress=False)) == 1, "who asks for no labels does not mind"
         with pytest.raises(ValueError, match=f"labels.csv: .*{message}"):
-            datasets.ImageDataset(path)
+            _ = ds.labels
+
+
+@pytest.mark.parametrize("name", ["page.eps", "picture.png"])
+def test_no_file_reaches_a_program_of_its_own(name, tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, which runs it, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ValueError, match=f"{name}: not an image; expected a complete .bmp"):
+        datasets.read_image(page, name=name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_entries_of_every_packing_are_left_out(tmp_path):
+    for packing in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "packed.zip", "w", packing) as z:
+            for name in ("a.png", "b.png"):
+                z.writestr(name, encoded(picture()))
+            start = z.getinfo("a.png").header_offset + 200
+        content = bytearray((tmp_path / "packed.zip").read_bytes())
+        content[start : start + 48] = bytes(x ^ 255 for x in content[start : start + 48])
+        (tmp_path / "packed.zip").write_bytes(content)
+        ds = datasets.ImageDataset(tmp_path / "packed.zip")
+        with pytest.warns(UserWarning, match="a.png: this entry of .* cannot be unpacked"):
+            assert len(ds.tensor(progress=False, skip_bad=True)) == 1
+
+
+def test_a_file_that_is_gone_is_left_out(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encoded(picture()))
+    ds = datasets.ImageDataset(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.warns(UserWarning, match="No such file.*a.png"):
+        assert len(ds.tensor(progress=False, skip_bad=True)) == 1
 
 
 def test_odd_names_in_a_zip_stay_in_memory(tmp_path):

@@ -68,6 +68,15 @@ def test_two_processes_and_one_have_the_same_curve_and_weights(inputs):
         assert close > 0.999 and apart < 3e-4, f"{name}: {close:%} of the weights close, {apart} apart on average"
 
 
+def test_two_processes_go_on_as_if_nothing_had_happened(inputs):
+    settings = {"log_every": 2, "images": 32}
+    runs = {"whole": start(inputs, "whole", 2, **settings), "parts": start(inputs, "parts", 2, log_every=2, images=24)}
+    (curve, weights), _ = (finish(run, inputs, name) for name, run in runs.items())
+    other, other_weights = finish(start(inputs, "parts", 2, **settings), inputs, "parts")
+    assert len(curve) == len(other) == 2 and all(a == pytest.approx(b) for a, b in zip(curve, other, strict=True))
+    assert all(torch.equal(t, other_weights[name]) for name, t in weights.items())
+
+
 def test_a_batch_that_processes_cannot_share(inputs):
     run = start(inputs, "odd", 2, batch=7)
     output, _ = run.communicate(timeout=300)

@@ -105,6 +105,8 @@ def test_blends_that_are_refused(code, other, change, message):
 def test_codes_without_p_need_to_know_which_w(code, other):
     with pytest.raises(ValueError, match="w: of codes without P, w = 1 would leave nothing of contour"):
         blend(Code(code.w), Code(other.w))
+    shares = torch.arange(code.w.shape[1]).numpy() % 2
+    assert torch.equal(blend(Code(code.w), Code(other.w), w=shares).w[:, 1], other.w[:, 1].expand_as(code.w[:, 1]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from padinv import Code, Edit, Encoder, Generator, GeneratorConfig, Padding
 from padinv.files.checkpoints import save_encoder, save_generator
 from padinv.measure.lpips import lpips
 from study import edits
-from study.edits import METHODS, Regions, Way, means
+from study.edits import METHODS, Regions, Way, joined, lines_of
 from study.sets import write_photos
 from study.stickers import STICKERS
 
@@ -51,10 +51,19 @@ def test_a_region_without_pixels_counts_as_right():
         Regions(x, x).distances(x[:1])
 
 
-def test_means_and_their_errors():
-    line = means([{"mse_all": torch.tensor([1.0, 3.0])}, {"mse_all": torch.tensor([5.0])}])
-    assert line == {"mse_all": 3.0, "mse_all_se": pytest.approx(2 / 3**0.5, abs=1e-6), "n_images": 3}
-    assert means([{"mse_all": torch.tensor([1.0])}])["mse_all_se"] == 0
+def test_lines_stand_beside_those_of_psp_by_the_same_means():
+    """Of offsets beside the best, of blends beside style mixing; the error is that of the same images."""
+    truth, chosen = torch.tensor([0.1, 0.2, 0.3]), {"psp": "W+"}
+    ways = {Way("offset", "psp", "P"): 3 * truth, Way("offset", "psp", "W+"): truth, Way("mix", "psp", "w"): truth,
+            Way("offset", "padinv", "W+ & P"): 0.5 * truth, Way("blend", "padinv"): 2 * truth, Way("drawing"): truth,
+            Way("offset", "padinv", "W+ & P", 10): truth}  # fmt: skip
+    found = {way: joined([{"lpips_all": x[:1]}, {"lpips_all": x[1:]}]) for way, x in ways.items()}
+    found = lines_of("hat", found, chosen)
+    assert [line["of_psp"] for line in found] == [3, 1, 1, 0.5, 2, None, None]
+    assert found[3]["lpips_all"] == 0.1 and found[3]["n_images"] == 3 and found[3]["task"] == "hat"
+    assert found[3]["of_psp_error"] == 0 < found[3]["lpips_all_error"]
+    alone = lines_of("hat", {way: joined([{"lpips_all": x[:1]}]) for way, x in ways.items()}, chosen)
+    assert [line["of_psp"] for line in alone] == [line["lpips_all_error"] for line in alone] == [None] * 7
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -150,6 +159,9 @@ def test_choices_and_measurements_share_no_image(folder):
         role = "truth" if "truth" in chosen else "truths"
         assert len(chosen[role]) == len(kept[role]) == 2
         assert not any(torch.equal(x, y) for x in chosen[role] for y in kept[role])
+    found = edits.targets(folder / "data", G, 4, 8)
+    choice, kept = ([x for roles in sets.values() for x in roles["targets"]] for sets in found)
+    assert len(kept) > len(STICKERS) and not any(torch.equal(x, y) for x in choice for y in kept), "of no edit"
     choice, kept = edits.targets(folder / "data", G, 1, 1)
     assert set(choice) == set(kept) == set(STICKERS)
     assert not any(torch.equal(x, choice["hat"]["truths"][0]) for x in choice["hat"]["more_after"])
@@ -184,7 +196,7 @@ def test_every_method_is_measured_and_described(folder, tmp_path):
     assert page.count("| offset | padinv |") >= 3 and page.count("| offset | padinv-f |") == 1
     (line,) = (line for line in lines if (line["task"], line["method"]) == ("inside", "drawing"))
     (row,) = (row for row in rows if (row["task"], row["method"]) == ("inside", "drawing"))
-    assert float(line["lpips_changed"]) == row["lpips_changed"] and float(line["lpips_changed_se"]) > 0
+    assert float(line["lpips_changed"]) == row["lpips_changed"] and float(line["lpips_changed_error"]) > 0
 
 
 def test_the_best_formula_of_an_encoder_is_chosen(folder):

@@ -304,9 +304,10 @@ def test_an_interior_starts_at_nothing_and_belongs_to_the_layout(tiny, x):
 
 
 OF_W = {"padded_resolutions": 0, "replace_const": False}
+OUTRIGHT = {"padding": "outright", "padding_channels": 12}
 
 
-@pytest.mark.parametrize("overrides", [{}, OF_W, {"base_w": True}, {"interior": 8}])
+@pytest.mark.parametrize("overrides", [{}, OF_W, {"base_w": True}, {"interior": 8}, OUTRIGHT])
 def test_a_residual_encoder_starts_by_changing_nothing(tiny, x, overrides, tmp_path):
     base = trained(tiny, **overrides)
     E = Encoder.residual_of(base).eval()
@@ -324,6 +325,11 @@ def test_a_residual_encoder_starts_by_changing_nothing(tiny, x, overrides, tmp_p
     loaded = load_encoder(tmp_path / "e.safetensors")
     E.requires_grad_(False)
     assert torch.equal(loaded(x, tiny(code), code).w, E(x, tiny(code), code).w)
+
+
+def test_without_heads_no_residual_encoder_can_start(tiny):
+    with pytest.raises(ValueError, match='base: padding_heads "none" leaves nothing to start from zero'):
+        Encoder.residual_of(trained(tiny, padding_heads="none", padding_channels=12))
 
 
 def test_a_residual_encoder_wants_the_inversion_and_others_do_not(tiny, x):

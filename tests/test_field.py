@@ -233,6 +233,14 @@ def test_files_of_psp(wrap, zipped, official, rosinality, tmp_path):
         close(E(official.x).w, official.io["style_latents"] - official.G.w_avg + G.w_avg)
 
 
+def test_a_mean_of_no_size_that_a_file_could_hold_is_refused(official, rosinality, tmp_path):
+    """A view of strides 0 takes no bytes in the file, and half a gigabyte once it is reshaped."""
+    contents = psp_file(official, rosinality, latent_avg=torch.zeros(4096).as_strided((3500, 600, 64), (1, 0, 1)))
+    torch.save(contents, tmp_path / "psp.pt")
+    with pytest.raises(ValueError, match=r"latent_avg is \[3500, 600, 64\], expected \[num_ws, w_dim\]"):
+        load_generator(tmp_path / "psp.pt")
+
+
 def test_files_of_e4e(official, rosinality, tmp_path):
     contents = psp_file(official, rosinality, opts=OPTS | {"encoder_type": "Encoder4Editing"}, global_step=3,
                         latent_avg=rosinality.state["latent_avg"])  # fmt: skip
@@ -430,6 +438,9 @@ def test_inspect(runner, tiny, official, rosinality, tmp_path, capsys):
     status, text = inspect(tmp_path / "G.safetensors")
     assert status == 0 and "a file of padinv of kind 'generator'\ngenerator: 32², " in text
     assert "encoder: cannot be read: its kind is 'generator', expected 'encoder'" in text
+    save_encoder(Encoder.for_generator(tiny, interior=8, widths=(8, 8, 8, 8)), tmp_path / "E.safetensors")
+    status, text = inspect(tmp_path / "E.safetensors")
+    assert status == 0 and "4 rings and constant and interior of 8²; can be read" in text
     status, text = inspect(runner(generator={"final_tanh": True}))
     assert status == 1 and text.count("cannot be read") == 2 and "final_tanh True" in text
     torch.save({"g_ema": without(rosinality.state, "noises.")}, tmp_path / "old.pt")

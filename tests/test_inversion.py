@@ -125,9 +125,25 @@ def test_projection_needs_no_encoder_and_larger_spaces_come_closer(networks):
     start = mse(G.synthesis(G.w_avg.expand(3, G.num_ws, -1)), x)
     errors = {space: mse(G(code), x) for space, code in codes.items()}
     assert (errors["w"] < start).all() and errors["w+p"].mean() < errors["w"].mean()
-    again = project(x, G, "w", steps=60, lpips_weight=0)
-    assert torch.equal(again.w, codes["w"].w)
-    assert not torch.equal(project(x, G, "w", steps=60, lpips_weight=0, seed=1).w, again.w)
+    assert torch.equal(project(x, G, "w", steps=60, lpips_weight=0, seed=1).w, codes["w"].w)
+
+
+def test_noise_of_a_projection_is_its_seed_s(networks):
+    G, _, x = networks
+    one, again, other, none = (
+        project(x, G, "w", steps=8, noise=noise, seed=seed).w for noise, seed in ((0.5, 0), (0.5, 0), (0.5, 1), (0, 0))
+    )
+    assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one, none)
+
+
+def test_inversions_take_other_floats_and_no_other_shapes(networks):
+    G, E, x = networks
+    for run in (lambda x: padinv.invert(x, E, G, steps=1), lambda x: project(x, G, "w+p", steps=2)):
+        code = run(x)
+        assert torch.allclose(run(x.double()).w, code.w, atol=1e-4) and code.w.dtype == torch.float32
+        for shape in ((1, 3, 32, 64), (1, 3, 1, 32)):
+            with pytest.raises(ValueError, match=r"x: .*square|x: expected \[N, 3"):
+                run(torch.zeros(shape))
 
 
 def test_the_projector_warms_up_and_cools_down():
@@ -147,7 +163,7 @@ def test_tuning_draws_the_image_at_the_pivot_and_spares_the_generator(networks):
     assert all(torch.equal(a, b) for a, b in zip(mine.mapping.parameters(), G.mapping.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("change", [{"space": "z"}, {"steps": 0}, {"lr": 0}, {"batch": 0}])
+@pytest.mark.parametrize("change", [{"space": "z"}, {"steps": 0}, {"lr": 0}, {"batch": 0}, {"noise": -1}])
 def test_errors_of_project_name_the_argument(networks, change):
     G, _, x = networks
     with pytest.raises(ValueError, match=next(iter(change))):

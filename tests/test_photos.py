@@ -1,6 +1,7 @@
 """Alignment and pasting as geometry, the detector, and `python -m padinv invert` with all that may go wrong."""
 
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -365,6 +366,51 @@ def test_a_second_run_does_only_what_is_missing(run, tmp_path):
 
     with pytest.raises(SystemExit, match="other settings .steps.*--out"):
         run(folder, "--aligned", "--steps", "1")
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_of_two_lines_for_a_picture_the_later_counts(run, tmp_path, timed):
+    folder, lines = tmp_path / "in", tmp_path / "out" / "records"
+    write(folder / "good.png", noise(32, 32))
+    (folder / "bad.png").write_bytes(b"")
+    run(folder, "--aligned")
+    first = records(tmp_path / "out")
+    assert all(0 < time.time_ns() - record["time"] < 600e9 for record in first)
+    for record in first if not timed else ():  # as earlier versions wrote them
+        del record["time"]
+    (lines / "00000.jsonl").unlink()
+    (lines / "00001.jsonl").write_text("".join(json.dumps(record) + "\n" for record in first))  # of two processes
+    write(folder / "bad.png", noise(32, 32, seed=1))
+    for _ in range(2):
+        status, report = run(folder, "--aligned")
+        assert status == 0 and report["inverted"] == 2 and not report["refused"]
+    assert len(records(tmp_path / "out")) == 3, "the third run had nothing to do"
+
+
+def test_whatever_the_detector_raises_stops_nothing(run, tmp_path, monkeypatch):
+    errors = [IndexError("list index out of range"), RuntimeError("a shape"), lzma.LZMAError(), None]
+
+    def detect(photo):
+        if error := errors.pop(0):
+            raise error
+        return UPRIGHT[None]
+
+    monkeypatch.setattr(folder, "detect", detect)
+    for i in range(4):
+        write(tmp_path / "in" / f"{i}.png", noise(100, 100, seed=i))
+    status, report = run(tmp_path / "in")
+    assert status == 3 and report["inverted"] == 1
+    reasons = enumerate(("list index out of range", "a shape", "LZMAError"))
+    assert [bad["reason"] for bad in report["refused"]] == [f"{tmp_path}/in/{i}.png: {text}" for i, text in reasons]
+
+
+def test_bf16_is_a_setting_only_where_it_rounds(run, tmp_path, monkeypatch):
+    arguments = write(tmp_path / "a.png", noise(32, 32)), "--aligned"
+    for flag in ([], ["--bf16"], []):
+        assert run(*arguments, *flag)[0] == 0
+    monkeypatch.setattr(folder, "compile", lambda network, precision: network)
+    with pytest.raises(SystemExit, match="other settings .bf16."):
+        run(*arguments, "--compile", "--bf16")
 
 
 def test_names_never_meet(run, tmp_path):

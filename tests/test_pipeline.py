@@ -27,7 +27,7 @@ PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kc
 # dvc.yaml
 
 
-PHOTOS = ROOT / "pipelines" / "photos"
+PHOTOS, PAPER = ROOT / "pipelines" / "photos", ROOT / "pipelines" / "paper"
 NOTEBOOKS = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
@@ -66,19 +66,24 @@ def deps(stage) -> set[str]:
     return {inside(dep.fs_path) for dep in stage.deps}
 
 
-def test_stages_depend_on_files_that_exist(stages, photos):
+@pytest.fixture(scope="module")
+def paper():
+    return stages_of(PAPER)
+
+
+def test_stages_depend_on_files_that_exist(stages, photos, paper):
     missing = [
         f"{s.addressing}: {p}"
-        for s in [*stages, *photos]
+        for s in [*stages, *photos, *paper]
         for p in deps(s)
         if p.startswith(("padinv/", "study/")) and not (ROOT / p).exists()
     ]
     assert not missing
 
 
-@pytest.mark.parametrize("project", [ROOT, PHOTOS], ids=["root", "photos"])
+@pytest.mark.parametrize("project", [ROOT, PHOTOS, PAPER], ids=["stages", "photos", "paper"])
 def test_params_and_stages_match(project, request):
-    stages = request.getfixturevalue("stages" if project == ROOT else "photos")
+    stages = request.getfixturevalue({ROOT: "stages", PHOTOS: "photos", PAPER: "paper"}[project])
     watched = {(dep.fs_path, key) for s in stages for dep in s.deps for key in getattr(dep, "params", ())}
     for path, key in watched:
         value = yaml.safe_load(Path(path).read_text())

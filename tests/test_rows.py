@@ -15,9 +15,10 @@ from padinv.measure import metrics
 from padinv.model.codes import Code
 from padinv.model.tensors import file_hash
 from study import pace, rows
-from study.domain_table import on_first, on_same, ratio, ratios, read_rows
+from study.domain_table import on_first, on_same, ratios, read_rows
 from study.rows import Method, editability, solve
 from study.sets import encode_webp, write_zip
+from study.tables import ratio
 
 TABLE = {
     "encoded": {"sets": ["inside", "outside"], "n_images": 6, "n_native": 4},

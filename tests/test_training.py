@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import distributed, nn
 
 import padinv
 import padinv.training.encoder as encoder_training
@@ -23,12 +24,12 @@ from padinv.images.datasets import ImageDataset, to_float
 from padinv.model.generator import Generator, GeneratorConfig
 from padinv.model.tensors import read_metadata
 from padinv.ops import upfirdn2d
-from padinv.training.__main__ import main
-from padinv.training.autoencoder import ToLatent, jitter
+from padinv.training.__main__ import configure, main
+from padinv.training.autoencoder import ToLatent, jitter, uniformity
 from padinv.training.discriminators import FeatureDiscriminator, augment
 from padinv.training.encoder import EncoderTraining, train_encoder
-from padinv.training.generator import GeneratorTraining, train_generator
-from padinv.training.loop import Batches, Stop, frozen, step_seed
+from padinv.training.generator import GeneratorTrainer, GeneratorTraining, train_generator
+from padinv.training.loop import Batches, GlobalBatchNorm, Loop, Run, Stop, frozen, step_seed
 from padinv.training.views import views
 
 TINY = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 8, "resolution": 16,
@@ -129,6 +130,19 @@ def test_an_autoencoder_gives_each_image_a_place_in_z(data, tmp_path):
     assert torch.pdist(z).min() > 1 and torch.allclose(jitter(z, 0.3).norm(dim=1), z.norm(dim=1))
 
 
+def test_one_image_is_spread_evenly():
+    z = torch.randn(1, 8, requires_grad=True)
+    loss = uniformity(z)
+    loss.backward()
+    assert loss == 0 and not z.grad.any()
+
+
+def test_the_mean_path_length_is_of_all_processes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, t, how: torch.zeros_like(t))
+    train(data, tmp_path, 4, path_length=2.0)
+    assert torch.load(tmp_path / "g" / "state.pt", weights_only=True)["pl_mean"] == 0
+
+
 def test_augmented_images_are_shifted_and_recoloured_differentiably():
     x = torch.zeros(64, 3, 16, 16)
     x[:, 0, 4:12, 4:12] = 1
@@ -184,10 +198,80 @@ def test_not_a_number_stops_with_the_last_good_state(data, tmp_path):
     broken = torch.load(tmp_path / "g" / "state.pt", weights_only=True)
     broken["networks"][0]["blocks.0.to_rgb.weight"].fill_(float("nan"))
     torch.save(broken, tmp_path / "g" / "state.pt")
-    with pytest.raises(Stop, match="not finite at step 2"):
+    with pytest.raises(Stop, match="not finite by step 2"):
         train(data, tmp_path, 16)
     (tmp_path / "g" / "state.pt").write_bytes(state)
     train(data, tmp_path, 16)
+
+
+class Given:
+    """A trainer whose losses and weights are given, one of each a step; it may end its own process gently."""
+
+    def __init__(self, loop, losses, weights=None, asked_at=None):
+        self.loop, self.losses, self.weights, self.asked_at = loop, losses, weights, asked_at
+
+    def step(self):
+        if self.loop.step == self.asked_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": torch.tensor(self.losses[self.loop.step])}
+
+    def state(self):
+        return {"networks": [{"w": torch.tensor(self.weights[self.loop.step - 1])}] if self.weights else []}
+
+
+def run_given(folder, losses, *given, steps=None, **settings):
+    loop = Loop(Run(batch=1, images=steps or len(losses), **settings), str(folder), None, "data")
+    loop.load()
+    loop.run(Given(loop, losses, *given))
+    return loop.history
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "given, settings, kept",
+    [
+        (([1.0, NAN],), {}, None),  # at the end
+        (([1.0, NAN, 1.0], None, 1), {}, None),  # asked to end
+        (([1.0, NAN, 1.0],), {"save_every": -1}, 1),  # when it is time to save
+        (([1.0, 1.0, 1.0], [1.0, NAN, 1.0]), {"save_every": -1}, 1),  # the loss does not show it yet
+    ],
+)
+def test_what_is_not_finite_is_never_saved(tmp_path, given, settings, kept):
+    with pytest.raises(Stop, match="not finite by step"):
+        run_given(tmp_path, *given, **settings)
+    state = tmp_path / "state.pt"
+    assert (torch.load(state, weights_only=True)["step"] if state.exists() else None) == kept
+
+
+def test_the_curve_of_a_resumed_run_has_no_seam(tmp_path):
+    losses = [1.0, 2.0, 4.0, 8.0]
+    whole = run_given(tmp_path / "whole", losses, log_every=2)
+    assert [row["loss"] for row in whole] == [1.5, 6.0]
+    run_given(tmp_path / "parts", losses, steps=3, log_every=2)
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert run_given(tmp_path / "parts", losses, log_every=2) == whole
+    del state["sums"]  # as states once were
+    torch.save(state, tmp_path / "parts" / "state.pt")
+    assert run_given(tmp_path / "parts", losses, log_every=2) == [whole[0], {"images": 4, "loss": 8.0}]
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (30.0, 0.01), (100.0, 0.05)])
+def test_batch_norm_over_processes_is_torchs(mean, std):
+    x = mean + std * torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for norm, images in ((nn.BatchNorm2d(4).double(), x.double()), (GlobalBatchNorm(4), x)):
+            y = norm(images.requires_grad_())
+            (y * direction).sum().backward()
+            found.append((y, std * images.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
+    finally:
+        distributed.destroy_process_group()
+    for of_torch, mine in zip(*found, strict=True):
+        assert torch.allclose(mine.double(), of_torch.double(), rtol=0.01, atol=0.01)
 
 
 def test_a_run_goes_on_where_a_setting_is_newer_than_it(data, tmp_path):
@@ -233,8 +317,17 @@ def start(data, folder):
     return process
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
+@pytest.fixture
+def one_thread():
+    """As in the process that is killed: with another number of them sums may round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how, one_thread, monkeypatch):
     process = start(data, tmp_path)
     process.send_signal(how)
     said = process.communicate(timeout=60)[1]
@@ -245,11 +338,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(data, tmp_path, how):
     assert step > 0
     assert how == signal.SIGKILL or not list((tmp_path / "cli").glob(".*.tmp"))
     config = GeneratorTraining(**TINY, images=images, save_every=0.1)
+    steps, make = [], GeneratorTrainer.step
+    monkeypatch.setattr(GeneratorTrainer, "step", lambda self: steps.append(self.loop.step) or make(self))
     train_generator(data, str(tmp_path / "resumed.safetensors"), config, str(tmp_path / "cli"))
+    assert steps == [step, step + 1]
     train_generator(data, str(tmp_path / "whole.safetensors"), config, str(tmp_path / "whole"))
-    resumed, whole = weights(tmp_path / "resumed.safetensors"), weights(tmp_path / "whole.safetensors")
-    # The killed process ran on one thread: sums may round differently there.
-    assert all(torch.allclose(resumed[k], whole[k], atol=1e-2) for k in whole)
+    assert same(weights(tmp_path / "resumed.safetensors"), weights(tmp_path / "whole.safetensors"))
+    histories = [torch.load(tmp_path / run / "state.pt", weights_only=True)["history"] for run in ("cli", "whole")]
+    assert histories[0] == histories[1]
 
 
 def test_command_line_errors_name_the_setting(data, tmp_path):
@@ -260,6 +356,27 @@ def test_command_line_errors_name_the_setting(data, tmp_path):
     empty.mkdir()
     with pytest.raises(SystemExit, match="no images"):
         main(command(str(empty), tmp_path)[3:])
+
+
+def test_settings_have_the_type_of_their_default(data, tmp_path):
+    given = {"lr": "1e-4", "images": "1e2", "batch": 8.0, "swap": 1, "resolution": None, "unlock": [8, 4]}
+    config = configure(EncoderTraining, given, ["adversarial_lr=2e-5"])
+    assert [config.lr, config.images, config.batch, config.swap] == [1e-4, 100, 8, 1.0]
+    assert (config.adversarial_lr, config.resolution, config.unlock) == (2e-5, None, (8, 4))
+    assert {type(config.lr), type(config.swap)} == {float} and {type(config.images), type(config.batch)} == {int}
+    for override in ("lr=fast", "lr=true", "lr=", "images=1.5", "images=.inf", "images=true", "mirror=1", "precision=1",
+                     "unlock=8", "encoder=8"):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{override.partition('=')[0]}: expected .*, got "):
+            configure(EncoderTraining, {}, [override])
+    with pytest.raises(SystemExit, match="images: expected int, got 'many'"):
+        main(command(data, tmp_path, "images=many")[3:])
+
+
+@pytest.mark.parametrize("what, section", [("generator", "nope"), ("encoder", "nope"), ("encoder", "train_encoder")])
+def test_a_missing_section_is_named(data, tmp_path, what, section):
+    arguments = [what, *command(data, tmp_path)[4:], *(["--section", section] if section == "nope" else [])]
+    with pytest.raises(SystemExit, match=rf"--section: expected one of \['train_generator'\], got '{section}'"):
+        main(arguments)
 
 
 def test_every_image_is_shown_once_an_epoch(tmp_path):

@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from padinv.app import studio as studios
-from padinv.app.studio import MAX_BYTES, MAX_STEPS, Face, Studio
+from padinv.app.studio import FINE, MAX_BYTES, MAX_STEPS, Face, Studio
 
 TITLE = "PadInv: pictures as codes of a generator"
+KEPT = 3600, 86400  # seconds from one removal of old uploads and results to the next, and how old they may be
 # Nothing that the page could be talked into loads anything from elsewhere.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 CSS = """footer { display: none !important }
@@ -64,12 +65,17 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
     def gallery(studio: Studio) -> list:
         return [(pixels(image), f"{i + 1}") for i, image in enumerate(studio.samples)]
 
+    def layers(studio: Studio) -> dict:
+        last = studio.nets.G.num_ws - 1
+        return {"maximum": last, "value": min(FINE, last)}
+
     def result(name: str, code, face: Face):
         """What a new code shows: the image, the photograph with it, the two downloads."""
         studio = load(name)
-        picture, file = studios.saved(studio, code, tempfile.mkdtemp(dir=folder))
+        place = tempfile.TemporaryDirectory(dir=folder)  # goes when the next one takes its place in the session
+        files = studios.saved(studio, code, place.name)
         images = pixels(studios.drawing(studio, code)), pixels(studios.pasted(studio, face, code))
-        return code, *images, *(gr.DownloadButton(value=path, interactive=True) for path in (picture, file))
+        return code, place, *images, *(gr.DownloadButton(value=path, interactive=True) for path in files)
 
     def needed(chosen, what: str):
         if chosen is None:
@@ -86,7 +92,8 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         return (gallery(studio), gr.Radio(value=studio.nets.template),
                 gr.Radio(choices=list(studio.ways), value=studio.ways[0]),
                 gr.Dropdown(choices=list(studio.directions), value=next(iter(studio.directions))),
-                *[None] * 11)  # fmt: skip
+                gr.Slider(**layers(studio)), *(gr.DownloadButton(value=None, interactive=False) for _ in range(2)),
+                *[None] * 12)  # fmt: skip
 
     @shown
     def pick(name, event: gr.SelectData):
@@ -104,8 +111,8 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         return face, pixels(studios.drawing(load(name), face.code))
 
     @shown
-    def blend(name, face, second, strength):
-        code = studios.blended(needed(face, "first picture"), needed(second, "second picture"), strength)
+    def blend(name, face, second, strength, first_w):
+        code = studios.blended(needed(face, "first picture"), needed(second, "second picture"), strength, first_w)
         return result(name, code, face)
 
     @shown
@@ -132,8 +139,8 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
         drawn = studios.drawing(load(name), needed(code, "result"))
         return Face(face.photo, face.matrix, studios.to_float(drawn)[None], code), pixels(drawn)
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
-        picture, face, second, code, more = (gr.State() for _ in range(5))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT) as page:
+        picture, face, second, code, place, more = (gr.State() for _ in range(6))
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column():
@@ -154,6 +161,10 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
                     chosen, mine, other = (image(label, 200) for label in ("picture", "first", "second"))
                 with gr.Tab("Blend"):
                     share = gr.Slider(0, 1, 1, label="details of the second in the contour of the first")
+                    first_w = gr.Slider(
+                        0, **layers(start), step=1, elem_id="first-w",
+                        label="first w of the second (0: all, as in the paper, with its shapes)",
+                    )  # fmt: skip
                     go_blend = gr.Button("Blend", elem_id="blend")
                 with gr.Tab("Edit as a pair shows"):
                     with gr.Row():
@@ -178,17 +189,18 @@ def build(networks: dict[str, Callable[[], Studio]], folder: str):
                     get_picture = gr.DownloadButton("Download picture", interactive=False, elem_id="get-picture")
                     get_code = gr.DownloadButton("Download code", interactive=False, elem_id="get-code")
 
-        results = [code, shape, whole, get_picture, get_code]
+        results = [code, place, shape, whole, get_picture, get_code]
         one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "networks"}
-        name.change(switch, name, [samples, template, way, direction, picture, face, second, code, chosen, mine, other,
-                                   shape, whole, more, given], **one_at_a_time)  # fmt: skip
+        name.change(switch, name, [samples, template, way, direction, first_w, get_picture, get_code, picture, face,
+                                   second, code, place, chosen, mine, other, shape, whole, more, given],
+                    **one_at_a_time)  # fmt: skip
         samples.select(pick, name, [picture, chosen, template, file])
         file.upload(upload, [name, file], [picture, chosen, template])
         settings = [name, picture, template, way, steps]
         inverts = one.click(invert, settings, [face, mine], **one_at_a_time)
         inverts.success(shown(lambda name, face: result(name, face.code, face)), [name, face], results, **one_at_a_time)
         two.click(invert, settings, [second, other], **one_at_a_time)
-        go_blend.click(blend, [name, face, second, share], results, **one_at_a_time)
+        go_blend.click(blend, [name, face, second, share, first_w], results, **one_at_a_time)
         go_edit.click(edit, [name, face, before, after, template, drawn, strength], results, **one_at_a_time)
         given.upload(take, [name, given], [more, direction], **one_at_a_time)
         go_move.click(move, [name, more, face, direction, amount], results, **one_at_a_time)
@@ -240,14 +252,14 @@ def serve(generator, encoder=None, device="auto", host="127.0.0.1", port=None, b
         networks = {Path(generator).stem: lambda: studios.opened(generator, encoder, device)}
     else:
         networks = {
-            name: functools.partial(studios.opened, *files, device, f"data/{name}/test.zip")
+            name: functools.partial(studios.opened, *files, device, f"data/{name}/outside.zip")
             for name, files in studios.shipped(".").items()
         }
     with tempfile.TemporaryDirectory(prefix="padinv-app-") as folder:
         page = build(networks, folder)
         try:
             _, url = launch(page, host, port, prevent_thread_lock=True, inbrowser=browser)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter of a port beyond 65535
             raise OSError(f"--host {host}, --port {port}: cannot listen there; give another port, or none, for the "
                           f"first that is free ({error})") from error  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the folder goes then too

@@ -22,6 +22,7 @@ MAX_PIXELS = 40_000_000  # of a picture, known before it is decoded
 MAX_SIDE = 10_000  # pixels
 MAX_STEPS = 1000
 SAMPLES = 8  # pictures to pick from
+FINE = 5  # the first w that holds colours, and little of shapes
 FRAMES = {"faces": "tight", "ffhq": "ffhq"}  # how generators frame pictures, by the beginning of their names
 WAYS = ("encoder", "encoder and steps", "search")  # to a code
 
@@ -149,9 +150,11 @@ def inverted(
     return Face(photo, matrix, x, nets.invert(x, progress))
 
 
-def blended(contour: Face, details: Face, strength: float = 1.0) -> Code:
-    """`padinv.blend` of two pictures."""
-    return blend(contour.code, details.code, strength)
+def blended(contour: Face, details: Face, strength: float = 1.0, first: int = FINE) -> Code:
+    """`padinv.blend` of two pictures, the second giving w from the `first` on, or the last alone where there are fewer;
+    0: all, the paper's blend."""
+    num_ws = contour.code.w.shape[1]
+    return blend(contour.code, details.code, strength, w=[float(i >= min(first, num_ws - 1)) for i in range(num_ws)])
 
 
 def edited(

@@ -82,7 +82,8 @@ def truths(rows: list[dict[str, str]], label: str) -> list[bool]:
     """Whether it holds, of each row. ValueError names what is wrong with the label."""
     column, equals, value = label.partition("=")
     if column not in rows[0]:
-        raise ValueError(f"--label {label}: labels.csv has no column {column!r}; it has {', '.join(rows[0])}")
+        columns = ", ".join(filter(None, rows[0]))  # None: of what a long row has beyond them
+        raise ValueError(f"--label {label}: labels.csv has no column {column!r}; it has {columns}")
     words = [row[column].strip() for row in rows]
     if not equals and (other := {word.lower() for word in words} - TRUE - FALSE):
         raise ValueError(f"--label {label}: holds {sorted(other)[:5]}, neither yes nor no; give one, as "

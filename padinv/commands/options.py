@@ -14,9 +14,12 @@ def layers(text: str) -> range:
     """FIRST-LAST, or one index."""
     first, _, last = text.partition("-")
     try:
-        return range(int(first), int(last or first) + 1)
+        found = range(int(first), int(last or first) + 1)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected FIRST-LAST, as in 0-5, got {text!r}") from None
+        found = ()
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected FIRST-LAST, the smaller first, as in 0-5, got {text!r}")
+    return found
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ def check(network_class, config, tensors: dict[str, Tensor]) -> None:
     wrong += [f"{name} is unknown" for name in tensors.keys() - state.keys()]
     for name in state.keys() & tensors.keys():
         t, expected = tensors[name], state[name]
-        if [n for n in t.shape if n > 1] != [n for n in expected.shape if n > 1]:
+        if [n for n in t.shape if n != 1] != [n for n in expected.shape if n != 1]:
             wrong.append(f"{name} is {list(t.shape)}, expected {list(expected.shape)}")
         elif t.dtype not in FLOATS if expected.is_floating_point() else t.is_floating_point() or t.is_complex():
             wrong.append(f"{name} is of type {t.dtype}, expected {expected.dtype}")
@@ -176,7 +176,8 @@ def load_encoder(path, device="cpu") -> Encoder:
     """Read an encoder of `save_encoder`, or of PadInv's authors, pSp or e4e with its generator beside it. As
     `load_generator`."""
     with errors_of(path):
-        return build(Encoder, *read_network("encoder", path)).to(device)
+        E = build(Encoder, *read_network("encoder", path))
+    return E.to(device)
 
 
 def build_generator(config: GeneratorConfig, tensors: dict[str, Tensor]) -> Generator:
@@ -213,7 +214,8 @@ def encoder_from_padinv_official(state: dict[str, Tensor], G: Generator, **setti
     """
     with errors_of("state"):
         config, tensors = foreign.encoder_tensors(state, G.config, G.w_avg, G.const.detach(), settings)
-        return build(Encoder, config, tensors).to(G.const.device)
+        E = build(Encoder, config, tensors)
+    return E.to(G.const.device)
 
 
 def inspect(path) -> tuple[list[str], bool]:
@@ -254,8 +256,9 @@ def summary(config: GeneratorConfig | EncoderConfig) -> str:
                 f"{config.mapping_layers} layers, {config.num_ws} codes")  # fmt: skip
     p = [f"{config.padded_resolutions} rings"] if config.padded_resolutions else []
     p += ["constant"] if config.replace_const else []
-    return (f"images of {config.input_resolution}², {sum(config.depths)} blocks, channels "
-            f"{', '.join(map(str, config.widths))}; {config.num_ws} codes of {config.w_dim}, "
+    p += [f"interior of {config.interior}²"] if config.interior else []
+    return (f"{'residual, ' * config.residual}images of {config.input_resolution}², {sum(config.depths)} blocks, "
+            f"channels {', '.join(map(str, config.widths))}; {config.num_ws} codes of {config.w_dim}, "
             f"{' and '.join(p) or 'no padding'}")  # fmt: skip
 
 

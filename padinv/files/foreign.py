@@ -217,7 +217,9 @@ def psp_parts(contents: object) -> dict[str, dict] | None:
         raise ValueError(f"networks of a project that adds to pSp's encoder and decoder; not supported: {list(parts)}")
     if contents.get("latent_avg") is not None:
         rows = tensor(contents["latent_avg"])
-        rows = rows.reshape(-1, rows.shape[-1])[:100]  # [num_ws or 1, w_dim]
+        if rows.ndim > 3 or rows.numel() > 1 << 20:  # of strides 0 it may have any size, which reshape would allocate
+            raise ValueError(f"latent_avg is {list(rows.shape)}, expected [num_ws, w_dim], or [w_dim] for all layers")
+        rows = rows.reshape(-1, rows.shape[-1])  # [num_ws or 1, w_dim]
         if len(rows) > 1 and not torch.equal(rows, rows[:1].expand_as(rows)):
             raise ValueError("latent_avg differs between the layers; only one mean for all is supported")
         parts["decoder"]["latent_avg"] = rows[0]

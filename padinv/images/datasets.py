@@ -4,8 +4,10 @@ Stored images are uint8 [N, 3, H, W]; networks see floats in [-1, 1], x = u8 / 1
 """
 
 import csv
+import functools
 import hashlib
 import io
+import lzma
 import os
 import warnings
 import weakref
@@ -21,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # and no other, whatever the name: Pillow runs PostScript
 MIN_SIDE = 8  # pixels; anything smaller is no picture of anything
 MAX_PIXELS = 89_478_485  # of one image, known before decoding; where Pillow starts to warn of bombs
 MAX_BYTES = 1 << 28  # of one zip entry, known before unpacking
@@ -62,7 +65,7 @@ def read_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS refuses these
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         image = _to_rgb(ImageOps.exif_transpose(image))
@@ -104,9 +107,10 @@ class ImageDataset:
 
     ds[i] is a uint8 tensor [3, R, R], or [3, H, W] without `resolution`; `read_image` says what is converted
     and what refused. `names` are the relative file names; `labels`, in the same order, the rows of a
-    labels.csv at the top, else None. Nothing is unpacked or written to disk; safe to pickle and to share by
-    forking and among threads. Raises FileNotFoundError for a path that is absent, ValueError for a damaged zip or LMDB
-    or one without images, ImportError for an LMDB without the package lmdb."""
+    labels.csv at the top, else None; who does not ask for them does not mind what is in it. Nothing is unpacked or
+    written to disk; safe to pickle and to share by forking and among threads. Raises FileNotFoundError for a path that
+    is absent, ValueError for a damaged zip or LMDB, one without images, or, when `labels` are asked for, a labels.csv
+    that does not fit them, ImportError for an LMDB without the package lmdb."""
 
     def __init__(self, path: str | os.PathLike, resolution: int | None = None):
         self.path, self.resolution = Path(path), resolution
@@ -132,7 +136,6 @@ class ImageDataset:
             )
         if not self.names:
             raise ValueError(f"path: no images in {self.path}; expected files named *{', *'.join(SUFFIXES)}")
-        self.labels = self._labels()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,7 +158,7 @@ class ImageDataset:
         for name in bar(names, len(names), f"reading {self.path.name}", progress):
             try:
                 x = read_image(self._bytes(name), self.resolution, name).numpy()
-            except ValueError as e:
+            except (ValueError, OSError) as e:  # OSError: a file that is gone, or may not be read
                 self.bad[name] = str(e)
                 continue
             if not found:
@@ -223,10 +226,11 @@ class ImageDataset:
             raise ValueError(f"{name}: unpacks to {entry.file_size} bytes, expected at most {MAX_BYTES}")
         try:
             return self._zip().read(entry)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as e:  # damaged, encrypted
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as e:  # or encrypted
             raise ValueError(f"{name}: this entry of {self.path} cannot be unpacked ({e})") from e
 
-    def _labels(self) -> list[dict[str, str]] | None:
+    @functools.cached_property
+    def labels(self) -> list[dict[str, str]] | None:
         if "labels.csv" not in self._files:
             return None
         try:
@@ -234,10 +238,10 @@ class ImageDataset:
             rows = {row.get("file"): row for row in csv.DictReader(table, strict=True)}
         except (UnicodeDecodeError, csv.Error) as e:
             raise ValueError(f"{self.path}/labels.csv: no comma-separated values in UTF-8 ({e})") from e
-        missing = [n for n in self.names if n not in rows]
+        missing = [n for n in self.names if None in rows.get(n, {"file": None}).values()]
         if missing:
             raise ValueError(
-                f"{self.path}/labels.csv: {len(missing)} images have no row, the first is "
+                f"{self.path}/labels.csv: {len(missing)} images have no row, or a short one, the first is "
                 f"{missing[0]!r}; expected a column 'file' that names every image"
             )
         return [rows[n] for n in self.names]

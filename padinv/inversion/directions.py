@@ -89,7 +89,7 @@ def linear_svm(x: Tensor, labels: Tensor, C: float = 1.0) -> tuple[Tensor, Tenso
     mean = x.mean(dim=0)
     x = x - mean
     size = x.square().sum(dim=1).mean()
-    gram = (x @ x.T / size).double().cpu().numpy()  # [N, N]
+    gram = (x @ x.T / size).cpu().double().numpy()  # [N, N]
     duals, biases = x.new_zeros(len(x), labels.shape[1]), []
     for k, column in enumerate(labels.T.cpu().numpy()):
         svm = SVC(kernel="precomputed", C=C, class_weight="balanced").fit(gram, column)
@@ -159,9 +159,9 @@ def pca_directions(G: Generator, count: int, n: int = 10_000, seed: int = 0) -> 
     if not 1 <= count <= G.config.w_dim:
         raise ValueError(f"count: expected 1 to {G.config.w_dim}, got {count}")
     z = torch.randn(n, G.config.z_dim, generator=torch.Generator().manual_seed(seed)).to(G.w_avg.device)
-    values, vectors = torch.linalg.eigh(torch.cov(G.mapping(z)[:, 0].T))  # ascending
+    values, vectors = torch.linalg.eigh(torch.cov(G.mapping(z)[:, 0].T).cpu())  # ascending; not for GPUs of Apple
     d = settled((vectors * values.clamp_min(0).sqrt()).T.flip(0)[:count])  # [count, w_dim]
-    return Code(d[:, None].repeat(1, G.num_ws, 1))
+    return Code(d[:, None].repeat(1, G.num_ws, 1).to(G.w_avg))
 
 
 def settled(d: Tensor) -> Tensor:
@@ -192,10 +192,10 @@ def sefa_directions(G: Generator, codes: Code, count: int, layers: Iterable[int]
     if not weights or not chosen <= set(range(G.num_ws)):
         raise ValueError(f"layers: expected indices from 0 to {G.num_ws - 1}, one at least of a convolution "
                          f"{sorted(convs)}, got {sorted(chosen)}")  # fmt: skip
-    A = torch.cat(weights).detach().double()  # [styles, w_dim]
+    A = torch.cat(weights).detach().cpu().double()  # [styles, w_dim]; GPUs of Apple have no float64
     d = settled(torch.linalg.eigh(A.T @ A).eigenvectors.T.flip(0)[:count])  # [count, w_dim], the largest first
     used = sorted(chosen)
-    spread = (codes.w[:, used].double() @ d.T).std(dim=0).mean(dim=0)  # [count]
+    spread = (codes.w[:, used].cpu().double() @ d.T).std(dim=0).mean(dim=0)  # [count]
     w = codes.w.new_zeros(count, *codes.w.shape[1:])
     w[:, used] = (spread[:, None] * d).to(w)[:, None]  # [count, num_ws, w_dim]
     return Code(w)

@@ -111,7 +111,7 @@ def blend(
     """
     check_strength(strength, 0, 1)
     check_codes(contour=contour, details=details)
-    if contour.p is None and w == 1.0:
+    if contour.p is None and isinstance(w, numbers.Real) and w == 1:
         raise ValueError(f"w: of codes without P, w = 1 would leave nothing of contour; expected {contour.w.shape[1]} "
                          "shares, as [0] * k + [1] * … for style mixing")  # fmt: skip
     return contour + strength * (details - contour).zip(layer_shares(contour, w, const, rings, interior), torch.mul)

@@ -299,9 +299,15 @@ class Encoder(nn.Module):
     @classmethod
     def residual_of(cls, base: "Encoder") -> "Encoder":
         """An encoder that goes on from what `base` answers (ReStyle, Alaluf et al. 2021, section 3): it has base's
-        weights, sees the inversion beside the image, and starts by changing nothing."""
+        weights, sees the inversion beside the image, and starts by changing nothing.
+
+        Raises:
+            ValueError: the rings of base have no heads, which alone can start at no change.
+        """
+        if base.config.padded_resolutions and base.config.padding_heads == "none":
+            raise ValueError('base: padding_heads "none" leaves nothing to start from zero, expected another')
         encoder = cls(replace(base.config, residual=True, base_w=False, padding="offset")).to(base.w_avg.device)
-        state = base.state_dict()
+        state = encoder.state_dict() | base.state_dict()  # an outright base has no head of the constant
         stem = state["stem.0.weight"]
         state["stem.0.weight"] = torch.cat((stem, torch.zeros_like(stem)), dim=1)  # [C, 6, 3, 3]
         encoder.load_state_dict(state)

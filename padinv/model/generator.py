@@ -28,6 +28,8 @@ class GeneratorConfig:
     def __post_init__(self):
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: expected a power of two from 8, got {self.resolution}")
+        if self.mapping_layers < 1:
+            raise ValueError(f"mapping_layers: expected 1 or more, got {self.mapping_layers}")
 
     def channels(self, r: int) -> int:
         """nf(r): feature channels at resolution r."""

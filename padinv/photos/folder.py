@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import time
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,16 +118,20 @@ class Photos(Dataset):
             if self.template == "center":
                 none.crops = cut(photo, self.template, self.resolution)[0][None].numpy()
                 return none
-            points = detect(photo)
-        except (ValueError, OSError, MemoryError) as error:
-            none.error = str(error) or type(error).__name__
+            points = detect(photo)[: 1 if self.largest else None]
+            if not len(points):
+                raise ValueError(f"{self.sources[index]}: {NO_FACE}")
+            crops = torch.stack([crop(photo, align(p, self.template), self.resolution) for p in points])
+            return Item(index, crops.numpy(), points.numpy())
+        except Exception as error:  # decoders and the detector raise almost anything; one picture must not end the run
+            none.error = reason(self.sources[index], error)
             return none
-        if not len(points):
-            none.error = f"{self.sources[index]}: {NO_FACE}"
-            return none
-        points = points[: 1 if self.largest else None]
-        crops = torch.stack([crop(photo, align(p, self.template), self.resolution) for p in points])
-        return Item(index, crops.numpy(), points.numpy())
+
+
+def reason(source: str, error: Exception) -> str:
+    """Why a picture is refused, with its name."""
+    text = str(error) or type(error).__name__
+    return text if os.path.basename(source) in text else f"{source}: {text}"
 
 
 def safe_name(name: str) -> str:
@@ -154,7 +159,8 @@ def batches(items: Iterable[Item], faces: int) -> Iterator[list[Item]]:
 class Results:
     """The folder of results. A picture counts as done once its line stands in records/, written after its files.
 
-    Each process appends to a file of records of its own. A line cut off by a crash is no line.
+    Each process appends to a file of records of its own, with the time in every line: of a picture the latest counts,
+    whichever process wrote it. A line cut off by a crash is no line.
     """
 
     def __init__(self, folder: str | os.PathLike, numbered: bool, pasted: bool, generator: str | None = None):
@@ -165,7 +171,9 @@ class Results:
             for line in path.read_bytes().split(b"\n")[:-1]:
                 try:
                     record = json.loads(line)
-                    self.records[record["source"]] = record
+                    known = self.records.get(record["source"], {})
+                    if record.get("time", 0) >= known.get("time", 0):  # lines of earlier versions have none
+                        self.records[record["source"]] = record
                 except (ValueError, KeyError, TypeError):
                     continue
 
@@ -218,8 +226,8 @@ class Results:
         if self.pasted:
             try:
                 photo = photos.read(index)
-            except (ValueError, OSError) as error:  # it changed meanwhile
-                return {"source": source, "name": name, "error": str(error), "stamp": photos.stamp(index)}
+            except Exception as error:  # it changed meanwhile; anything, as in Photos
+                return {"source": source, "name": name, "error": reason(source, error), "stamp": photos.stamp(index)}
             squares = [align(p, photos.template) for p in points] if self.numbered else [middle(photo)]
             for image, square in zip(to_float(y), squares, strict=True):
                 photo = paste(photo, image, square)
@@ -313,6 +321,7 @@ def invert_photos(
         nets.G = torch.compile(nets.G)
     elif compiled:
         nets.G, nets.E = (compile(network, "bf16" if bf16 else "fp32") for network in (nets.G, nets.E))
+        nets.bf16 = bf16  # rounds these as well
         nets.batch = batch or 1  # every number of pictures would take a compilation
     G = nets.G
     box = ArcFace.FFHQ_BOX if template == "ffhq" else (0, 0, 1)
@@ -322,7 +331,7 @@ def invert_photos(
     settings = {
         "generator": file_hash(generator), "encoder": encoder and file_hash(encoder), "steps": nets.steps,
         "space": space, "template": None if aligned else template, "largest": largest,
-        "identity": identity and file_hash(identity), "bf16": bf16 or None,
+        "identity": identity and file_hash(identity), "bf16": nets.bf16 or None,
     }  # fmt: skip
     results.settle(settings, write=state.is_main_process)
     state.wait_for_everyone()  # all know the same records before one is added
@@ -345,7 +354,7 @@ def invert_photos(
     with open(log, "ab", buffering=0) as file, ThreadPoolExecutor(min(8, workers + 1)) as pool, bar:
 
         def settled(record: dict) -> None:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(json.dumps(record | {"time": time.time_ns()}).encode() + b"\n")
 
         for group in batches(loader, nets.batch):
             for item in group:

@@ -7,6 +7,7 @@ accelerate launch -m padinv.training encoder --method padinv …
 import argparse
 import dataclasses
 import sys
+import typing
 from pathlib import Path
 
 from padinv.training.encoder import EncoderTraining, train_encoder
@@ -15,8 +16,40 @@ from padinv.training.loop import Run, Stop
 from padinv.training.regression import Regression, train_by_labels
 
 
+def convert(field: dataclasses.Field, value: object) -> object:
+    """A value as YAML read it in the type of its setting: YAML takes 1e-4 and 1e2 for text.
+
+    Raises:
+        ValueError: it has another type; names the setting.
+    """
+    kind, *none = typing.get_args(field.type) or (field.type,)  # `float | None` has both
+    try:
+        if kind is float and not isinstance(value, bool):
+            value = float(value)
+        elif kind is int and isinstance(value, float | str) and float(value).is_integer():
+            value = int(float(value))
+        elif kind is tuple and isinstance(value, list):
+            value = tuple(value)
+    except (TypeError, ValueError):  # no number, refused below
+        pass
+    if type(value) not in (kind, *none):
+        raise ValueError(f"{field.name}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def section_of(params: dict, name: str) -> dict:
+    """A copy of a section of the parameters. ValueError if it is missing."""
+    if name not in params:
+        raise ValueError(f"--section: expected one of {sorted(params)}, got {name!r}")
+    return dict(params[name] or {})
+
+
 def configure(cls: type, section: dict, overrides: list[str]) -> Run:
-    """A training configuration from a section of params.yaml and `key=value` overrides; unknown keys are refused."""
+    """A training configuration from a section of params.yaml and `key=value` overrides.
+
+    Raises:
+        ValueError: an unknown setting, or a value of another type than the setting's.
+    """
     import yaml
 
     values = dict(section)
@@ -25,11 +58,11 @@ def configure(cls: type, section: dict, overrides: list[str]) -> Run:
         if not separator:
             raise ValueError(f"--set: expected key=value, got {override!r}")
         values[key] = yaml.safe_load(value)
-    known = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise ValueError(f"unknown training settings {unknown}; there are {sorted(known)}")
-    return cls(**values)
+        raise ValueError(f"unknown training settings {unknown}; there are {sorted(fields)}")
+    return cls(**{name: convert(fields[name], value) for name, value in values.items()})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,16 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
     import yaml
 
     try:
-        params = yaml.safe_load(Path(args.params).read_text())
+        params = yaml.safe_load(Path(args.params).read_text()) or {}
         if args.what == "generator":
-            section = dict(params[args.section] if args.section else params.get("train_generator", {}))
+            section = section_of({"train_generator": {}} | params, args.section or "train_generator")
             if args.labels:
                 section["labels"] = args.labels
             kind, train = (Regression, train_by_labels) if "labels" in section else (GeneratorTraining, train_generator)
             train(args.data, args.out, configure(kind, section, args.set), args.workdir, args.curves)
         else:
-            section = dict(params[args.section or "train_encoder"])
-            methods = section.pop("methods")
+            section = section_of(params, args.section or "train_encoder")
+            methods = section.pop("methods", {})
             if args.method not in methods:
                 raise ValueError(f"--method: expected one of {sorted(methods)}, got {args.method!r}")
             method = dict(methods[args.method])

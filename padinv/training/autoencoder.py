@@ -35,5 +35,8 @@ def jitter(z: Tensor, noise: float) -> Tensor:
 
 
 def uniformity(z: Tensor) -> Tensor:
-    """How far points on the sphere are from being spread evenly (Wang and Isola 2020): lower is more even."""
+    """How far points on the sphere, [N, z_dim], are from being spread evenly (Wang and Isola 2020): lower is more even.
+    At most 0, as for one point."""
+    if len(z) == 1:
+        return 0 * z.sum()
     return torch.pdist(F.normalize(z, dim=1)).square().mul(-2).exp().mean().log()

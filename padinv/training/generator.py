@@ -218,7 +218,8 @@ class GeneratorTrainer:
                 y = torch.randn_like(x) / self.resolution
                 (gradient,) = torch.autograd.grad((x * y).sum(), w, create_graph=True)
                 length = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
-                self.pl_mean = self.pl_mean.lerp(length.detach().mean(), 0.01)
+                mean = self.loop.accelerator.reduce(length.detach().mean(), "mean")
+                self.pl_mean = self.pl_mean.lerp(mean, 0.01)
                 penalty = (length - self.pl_mean).square().mean()
                 loss = loss + config.path_length * config.path_length_every * penalty
             self.loop.descend(nn.ModuleList((G, E)), self.networks.opt_G, loss)

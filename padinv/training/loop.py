@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 import torch.distributed.nn as distributed_nn
@@ -49,7 +49,7 @@ class Run:
     mirror: bool = False  # flip images left to right at random
     workers: int = 0  # threads of each process that decode images as they are needed; 0: all are held in memory
     log_every: int = 20  # steps between points of the curves
-    save_every: int = 600  # seconds between saved states
+    save_every: float = 600  # seconds between saved states
     grid_every: int = 10_000  # images between sample grids
 
 
@@ -138,17 +138,16 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        wide = x.float()
-        sums = torch.stack((wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))))  # [2, C]
-        n = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean, square = distributed_nn.all_reduce(sums) / n
-        variance = square - mean.square()
+        wide, n = x.float(), x.numel() // x.shape[1] * distributed.get_world_size()
+        mean = distributed_nn.all_reduce(wide.sum(dim=(0, 2, 3))) / n  # [C]
+        centred = wide - mean[:, None, None]  # E[x²] − E[x]² would lose a variance far below the squared mean
+        variance = distributed_nn.all_reduce(centred.square().sum(dim=(0, 2, 3))) / n
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return x * scale.to(x.dtype)[:, None, None] + (self.bias - mean * scale).to(x.dtype)[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def share_statistics(module: nn.Module, accelerator: Accelerator) -> None:
@@ -183,6 +182,13 @@ def follow(average: nn.Module, module: nn.Module, images: int, half_life: float)
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - 0.5 ** (images / half_life))
     for mine, buffer in zip(average.buffers(), module.buffers(), strict=True):
         mine.copy_(buffer)
+
+
+def finite(state: object) -> bool:
+    """Whether all tensors of a state, in lists and dicts of them, are free of NaN and infinities."""
+    if isinstance(state, dict | list):
+        return all(map(finite, state.values() if isinstance(state, dict) else state))
+    return not isinstance(state, Tensor) or bool(state.isfinite().all())
 
 
 def restore(items: Iterable, states: list[dict]) -> None:
@@ -222,7 +228,7 @@ def origin() -> dict[str, str | None]:
 
 
 class Stop(Exception):
-    """Training ended early, its state saved."""
+    """Training ended early; the last good state is kept."""
 
 
 class Trainer(Protocol):
@@ -248,6 +254,7 @@ class Loop:
         shown: images shown in the steps before.
         accelerator, device: of this process.
         inputs: hashes of what the result depends on beside the settings.
+        sums: of values since the last point of the curves: {name: (sum, how many)}.
     """
 
     def __init__(self, config: Run, run_dir: str, curves: str | None, data: str, **files: str | None):
@@ -301,7 +308,8 @@ class Loop:
         mine |= self.inputs
         if not self.state_path.exists():
             return None
-        state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
+        where = "cpu" if self.device.type == "cpu" else self.device  # of several processes' "cpu:0" torch knows nothing
+        state = torch.load(self.state_path, map_location=where, weights_only=True)
         saved = known | json.loads(state["config"])  # settings newer than the state had their defaults
         # What may change within a run.
         free = {"images", "log_every", "save_every", "grid_every", "accumulate", "workers"}
@@ -310,32 +318,46 @@ class Loop:
             raise ValueError(f"{self.state_path}: holds a run with other settings ({', '.join(changed)}); "
                              "remove the folder to start anew or give another --workdir")  # fmt: skip
         self.step, self.history = state["step"], json.loads(state["history"])
+        self.sums = state.get("sums", {})  # older states lack them
         return state
 
     def save(self, state: dict) -> None:
+        """Replace the saved state. `Stop` without that if values since the last point, or the state, are not finite."""
+        self.means()
+        if not finite(state):  # the same in every process, as gradients are
+            self.fail("the state")
         if self.accelerator.is_main_process:
             config = json.dumps(dataclasses.asdict(self.config) | self.inputs)
-            extra = {"config": config, "step": self.step, "history": json.dumps(self.history)}
+            extra = {"config": config, "step": self.step, "history": json.dumps(self.history), "sums": self.sums}
             buffer = io.BytesIO()
             torch.save(state | extra, buffer)
             atomic_write(self.state_path, buffer.getvalue())
         self.accelerator.wait_for_everyone()
 
     def log(self, values: dict[str, Tensor]) -> None:
-        """Collect values (means over `log_every` steps go to the curves) and stop on NaN."""
+        """Collect values; means over `log_every` steps go to the curves."""
         for key, value in values.items():
             total, n = self.sums.get(key, (0.0, 0))
             self.sums[key] = (total + value.detach().float(), n + 1)
         if (self.step + 1) % self.config.log_every:
             return
-        row = {key: float(self.accelerator.reduce(total / n, "mean")) for key, (total, n) in self.sums.items()}
-        self.sums = {}
-        if not all(map(math.isfinite, row.values())):
-            raise Stop(f"not finite at step {self.step}: {row}; the last good state is {self.state_path}. "
-                       "Lower lr, or use precision fp32")  # fmt: skip
-        row = {"images": (self.step + 1) * self.config.batch} | {key: float(f"{v:.5g}") for key, v in row.items()}
+        row = {key: float(f"{v:.5g}") for key, v in self.means().items()}
+        row, self.sums = {"images": (self.step + 1) * self.config.batch} | row, {}
         self.history.append(row)
         self.bar.set_postfix({key: f"{v:.3g}" for key, v in row.items() if key != "images"}, refresh=False)
+
+    def means(self) -> dict[str, float]:
+        """Of what was collected since the last point of the curves, over all processes, which hold the same sums from
+        then on: the main one's in a saved state are enough. `Stop` if not finite."""
+        self.sums = {key: (self.accelerator.reduce(total, "mean"), n) for key, (total, n) in self.sums.items()}
+        means = {key: float(total / n) for key, (total, n) in self.sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            self.fail(means)
+        return means
+
+    def fail(self, what: object) -> NoReturn:
+        raise Stop(f"not finite by step {self.step}: {what}; the last good state is {self.state_path}. "
+                   "Lower lr, or use precision fp32")  # fmt: skip
 
     def write_curves(self) -> None:
         """Curves as dvclive's files, from the whole history, so that a resumed run leaves no seam."""
@@ -355,7 +377,8 @@ class Loop:
             path.unlink()
 
     def run(self, trainer: Trainer) -> None:
-        """Steps until `images` are shown; raises `Stop` after saving when asked to end by SIGTERM or Ctrl-C."""
+        """Steps until `images` are shown. `Stop` after saving when asked to end by SIGTERM or Ctrl-C, and without when
+        something is not finite."""
         config, stop = self.config, []
         handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
         steps = math.ceil(config.images / config.batch)

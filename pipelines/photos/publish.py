@@ -2,11 +2,12 @@
 
 python publish.py faces      in this folder, after dvc repro; then look at git status in the root, and commit
 
-What takes hours, the training of its generator and the judgement of that, stays as dvc.lock says that it ran; all else
-has to be as its stages would make it today. Photographs, executed notebooks and figures full of them stay here, but for
+What takes hours, training and the judgement of the generator, stays as dvc.lock says that it ran; all else has to be as
+its stages would make it today. Photographs, executed notebooks and figures full of them stay here, but for
 the small figure of docs/photographs.md.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ SOURCES = {
     "faces": ("UTKFace, tight crops of adults; https://susanqq.github.io/UTKFace/", "non-commercial research only"),
     "cats": ("AFHQ cats; https://github.com/clovaai/stargan-v2", "CC BY-NC 4.0"),
 }
-OF_GENERATORS = ("train-generator@", "samples@")
+KEPT = ("train-", "samples@")  # stages of which only what they wrote has to be theirs
 RESULTS = ("curves/**/*.tsv", "metrics/*.json", "rows/*.json", "rows/*.csv", "tables/*", "timing/*.json")
 
 
@@ -54,9 +55,11 @@ def provenance(domain: str) -> dict:
 def publish(domain: str) -> None:
     """Copy, record and push. SystemExit if DVC says that anything of the domain is not as its stages would make it."""
     names = [name for name in run("dvc", "stage", "list", "--name-only", cwd=HERE).split() if f"@{domain}" in name]
-    status = run("dvc", "status", *(name for name in names if not name.startswith(OF_GENERATORS)), cwd=HERE)
-    if "up to date" not in status:
-        sys.exit(f"publish: first dvc repro, since this differs from what was run:\n{status}")
+    status = json.loads(run("dvc", "status", "--json", *names, cwd=HERE))
+    differs = [name for name, parts in status.items()
+               if not name.startswith(KEPT) or any("changed outs" in part for part in parts)]  # fmt: skip
+    if differs:
+        sys.exit(f"publish: first dvc repro, since these differ from what was run: {', '.join(differs)}")
     meta, folder = provenance(domain), f"{domain}-64"  # of a tree that the copies have not changed yet
     shutil.rmtree(ROOT / "results" / folder, ignore_errors=True)
     shared = [path for part in ("tables", "figures") for path in (HERE / "results" / part).glob(f"{domain}*")]

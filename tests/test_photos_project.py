@@ -118,9 +118,10 @@ def trained(folder, monkeypatch) -> Path:
     }}  # fmt: skip
     for name in ("checkpoints", "results", "dvc.lock"):
         subprocess.run(["rm", "-rf", str(folder / name)], check=True)
+    network, figure = "checkpoints/${item}-64/generator.safetensors", "results/${item}-64/figures/nearest.png"
     generator = {"foreach": ["cats"], "do": {
-        "cmd": f"python -c '{write}' checkpoints/${{item}}-64/generator.safetensors", "deps": ["README.md"],
-        "outs": [{"checkpoints/${item}-64/generator.safetensors": {"cache": False}}],
+        "cmd": f"python -c '{write}' {network} {figure}", "deps": ["README.md"],
+        "outs": [network, {figure: {"cache": False}}],
     }}  # fmt: skip
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"data": stage, "train-generator": generator}}))
     dvc(folder, "repro", "data@cats", "train-generator@cats")
@@ -142,6 +143,15 @@ def test_publish(trained):
     (trained / "README.md").write_text("code that the generator was not trained with")
     for command in (["add", "dvc.lock"], ["commit", "-qm", "trained"]):
         subprocess.run([*GIT, *command], cwd=trained, check=True)
+    network = trained / "checkpoints/cats-64/generator.safetensors"
+    made = network.read_text()
+    network.write_text("another")
+    assert (
+        "publish: first dvc repro, since these differ from what was run: train-generator@cats" in publish("cats").stderr
+    )
+    network.write_text(made)
+    shutil.rmtree(trained / ".dvc/cache")  # of another clone, which has neither cache nor figures of photographs
+    (trained / "results/cats-64/figures/nearest.png").unlink()
     done = publish("cats")
     assert done.returncode == 0, done.stderr
     new = subprocess.run(["git", "ls-files", "-o", "checkpoints", "results"], cwd=top, capture_output=True, text=True)

@@ -21,14 +21,14 @@ from study import tables
 
 LABELS = {
     "w": "optimisation in W", "w+": "optimisation in W+", "w+p": "optimisation in W+ & P", "pti": "PTI",
-    "psp": "pSp", "padinv": "PadInv",
+    "psp": "pSp", "e4e": "e4e", "padinv": "PadInv",
     "padinv-w-alone": "PadInv, w alone", "padinv-f": "PadInv-F", "padinv-f-w-alone": "PadInv-F, w alone",
     "padinv-split": "PadInv, split", "psp+10": "pSp + 10 steps", "padinv+10": "PadInv + 10 steps",
     "padinv-f+10": "PadInv-F + 10 steps", "psp+100": "pSp + 100 steps", "padinv+100": "PadInv + 100 steps",
     "padinv+100-w": "PadInv + 100, W+ only", "padinv-f+100": "PadInv-F + 100 steps",
 }  # fmt: skip
 PAIRS = (  # of equal budgets: what is compared, and against what
-    ("padinv", "psp"), ("padinv-w-alone", "psp"), ("padinv-f", "psp"), ("padinv-f", "padinv"),
+    ("e4e", "psp"), ("padinv", "psp"), ("padinv-w-alone", "psp"), ("padinv-f", "psp"), ("padinv-f", "padinv"),
     ("padinv-f-w-alone", "psp"), ("padinv+10", "psp+10"), ("padinv-f+10", "psp+10"), ("padinv+100", "psp+100"),
     ("padinv+100", "padinv+100-w"), ("padinv-f+100", "psp+100"), ("w+p", "w+"),
 )  # fmt: skip

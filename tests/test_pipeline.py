@@ -166,8 +166,14 @@ def test_training_is_frozen_and_its_checkpoints_are_of_the_settings_and_the_data
     assert not [stage.addressing for stage in stages if stage.frozen and stage not in trained]
     hashes = functools.cache(lambda path: file_hash(ROOT / path))
     for stage in trained:
-        (words,) = (words for words in map(shlex.split, stage.cmd) if "--out" in words and "study.sets" not in words)
-        meta = json.loads(read_metadata(ROOT / option(words, "--out"))["meta"])
+        words = next(words for words in map(shlex.split, stage.cmd) if "--out" in words and "study.sets" not in words)
+        name = stage.name.partition("@")[2]
+        if stage.name.startswith("train-baseline"):
+            continue  # of whose network nothing is kept but the row: see below
+        if stage.name.startswith("train-variant"):
+            meta = json.loads((ROOT / f"results/ablation/{name}.json").read_text())["trained"]
+        else:
+            meta = json.loads(read_metadata(ROOT / option(words, "--out"))["meta"])
         if rendered := option(shlex.split(stage.cmd[0]), "--sha256"):
             assert meta["data"] == rendered == params["data"]["train_sha256"]
         if "padinv.training" not in words:  # the classifier, without settings
@@ -181,6 +187,21 @@ def test_training_is_frozen_and_its_checkpoints_are_of_the_settings_and_the_data
         for name in ("generator", "base", "init", *([] if rendered else ["data"])):
             path = option(words, f"--{name}")
             assert meta.get(name) == (path and hashes(path)), f"{stage.addressing}: trained with another {name}"
+
+
+def test_baselines_ran_with_the_settings_and_on_the_generator_that_are_here(stages):
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    now = yaml.safe_load((ROOT / "params.yaml").read_text())
+    names = [stage.name.partition("@")[2] for stage in stages if stage.name.startswith("train-baseline")]
+    assert "e4e" in names
+    for name in names:
+        ran = lock[f"train-baseline@{name}"]["params"]["params.yaml"]
+        sections = [params["train_encoder"] for params in (ran, now)]
+        before, after = (section | {"methods": section["methods"][name]} for section in sections)
+        assert before == after and ran["data.train_sha256"] == now["data"]["train_sha256"]
+        assert ran["table"] == now["table"] and ran[f"rows.{name}"] == now["rows"][name]
+        protocol = json.loads((ROOT / f"results/rows/{name}.json").read_text())["protocol"]
+        assert protocol["checkpoints"]["generator"] == file_hash(ROOT / "checkpoints/avatars-128/generator.safetensors")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

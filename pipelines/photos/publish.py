@@ -53,8 +53,8 @@ def provenance(domain: str) -> dict:
 
 
 def spoilt(part: dict | str) -> bool:
-    """Whether outputs of a stage are not what it wrote, by a part of what `dvc status` says. Figures of photographs may
-    be gone, and no output has to lie in DVC's cache."""
+    """Whether outputs of a stage are not what it wrote, by a part of what `dvc status` says. The figure of nearest
+    photographs, which is never published, may be gone, and no output has to lie in DVC's cache."""
     outs = part.get("changed outs", {}) if isinstance(part, dict) else {}
     return any(how not in ("not in cache", "deleted") or how == "deleted" and "/figures/nearest" not in path
                for path, how in outs.items())  # fmt: skip
